@@ -1,0 +1,63 @@
+"""A part of a set under its own numbering; samples keep the random streams of their numbers in the whole set."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from squall.data.order import Draw
+from squall.rng import Stream, mix, mix_array
+
+
+class Subset:
+    """Some samples of a map-style set, by index.
+
+    Arguments:
+        data: the whole set.
+        ids: which samples, int64, in the order in which they are numbered here.
+    """
+
+    def __init__(self, data: Any, ids: npt.NDArray[np.int64]) -> None:
+        self.data, self.ids = data, ids
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.data[int(self.ids[index])]
+
+
+class BatchSubset(Subset):
+    """Some samples of a set that makes whole batches."""
+
+    def batch(self, draw: Draw, seed: int, device: torch.device) -> Any:
+        """The samples of a draw, as the whole set makes them."""
+        return self.data.batch(Draw(self.ids[draw.ids], draw.epochs), seed, device)
+
+
+class ReadSubset(Subset):
+    """Some samples of a set that reads them one by one with its own random numbers."""
+
+    def read(self, index: int, epoch: int, seed: int) -> Any:
+        """One sample, as the whole set reads it."""
+        return self.data.read(int(self.ids[index]), epoch, seed)
+
+    def finish(self, batch: Any, draw: Draw, seed: int) -> Any:
+        """What the whole set does to a batch on its device."""
+        return self.data.finish(batch, Draw(self.ids[draw.ids], draw.epochs), seed)
+
+
+def subset(data: Any, ids: npt.NDArray[np.int64]) -> Subset:
+    """The part of `data` with these ids."""
+    kind = BatchSubset if hasattr(data, "batch") else ReadSubset if hasattr(data, "read") else Subset
+    return kind(data, ids)
+
+
+def hold_out(num_samples: int, num_held: int, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Cuts a set in two: (the rest, `num_held` samples chosen by a hash of (seed, id)), both in ascending order."""
+    hashes = mix_array(mix(Stream.SPLIT, seed), np.arange(num_samples, dtype=np.uint64))
+    chosen = np.argsort(hashes, kind="stable")
+    return np.sort(chosen[num_held:]).astype(np.int64), np.sort(chosen[:num_held]).astype(np.int64)

@@ -1,0 +1,29 @@
+"""Recipes: typed, frozen, TOML in and out; checks that span components. Loads without torch.
+
+    recipe = squall.recipe.load("cifar10")
+    recipe = squall.recipe.override(recipe, ["lr=0.2", "model.width=16"])
+"""
+
+from squall.recipe.fields import FieldRow, fields_table
+from squall.recipe.files import load, override, parse, read, shipped, source
+from squall.recipe.spec import ComputeSpec, DataSpec, LossSpec, LrSpec, ModelSpec, OptimizerSpec, Recipe
+from squall.recipe.toml import to_toml
+
+__all__ = [
+    "ComputeSpec",
+    "DataSpec",
+    "FieldRow",
+    "LossSpec",
+    "LrSpec",
+    "ModelSpec",
+    "OptimizerSpec",
+    "Recipe",
+    "fields_table",
+    "load",
+    "override",
+    "parse",
+    "read",
+    "shipped",
+    "source",
+    "to_toml",
+]

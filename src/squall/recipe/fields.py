@@ -1,0 +1,79 @@
+"""Every field of a recipe with its type, default and meaning, read off the specs: `squall recipes NAME --fields`."""
+
+from __future__ import annotations
+
+import types
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from squall.recipe.check import shown
+from squall.recipe.resolve import table_of
+from squall.recipe.spec import Recipe
+
+_WORDS = {int: "whole number", float: "number", bool: "true | false", str: "text", dict: "table"}
+
+
+class FieldRow(NamedTuple):
+    """One field: full name, type in words, default ("required" where there is none), value in a recipe, meaning."""
+
+    name: str
+    type: str
+    default: str
+    value: str
+    meaning: str
+
+
+def fields_table(recipe: Recipe | None = None) -> list[FieldRow]:
+    """All fields in the order of a file.
+
+    Arguments:
+        recipe: where given, `value` holds its values; else it is empty.
+    """
+    rows: list[FieldRow] = []
+    for name, info in Recipe.model_fields.items():
+        spec = table_of(Recipe, name)
+        at = getattr(recipe, name, None)
+        if spec is None:
+            rows.append(_row(name, info, at, recipe is not None))
+            if name == "worker_batch_size":
+                rows.append(_virtual_workers(recipe))
+            continue
+        for field, inner in spec.model_fields.items():
+            rows.append(_row(f"{name}.{field}", inner, getattr(at, field, None), recipe is not None))
+        for argument, value in (getattr(at, "model_extra", None) or {}).items():
+            rows.append(FieldRow(f"{name}.{argument}", "any", "", shown(value), "argument of the network's factory"))
+    return rows
+
+
+def _virtual_workers(recipe: Recipe | None) -> FieldRow:
+    value = str(recipe.virtual_workers) if recipe else ""
+    meaning = "virtual workers of a minibatch (k); of global_batch_size, worker_batch_size and this give any two"
+    return FieldRow("virtual_workers", "whole number", "follows", value, meaning)
+
+
+def _row(name: str, info: FieldInfo, value: Any, known: bool) -> FieldRow:
+    if info.default is PydanticUndefined:
+        default = "required"
+    else:
+        default = "-" if info.default is None else shown(info.default)
+    return FieldRow(name, _type(info.annotation), default, _shown(value) if known else "", info.description or "")
+
+
+def _shown(value: Any) -> str:
+    return "-" if value is None else shown(value)
+
+
+def _type(annotation: Any) -> str:
+    origin, inside = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return " | ".join(map(str, inside))
+    if origin in (Union, types.UnionType):
+        return " | ".join(dict.fromkeys(_type(kind) for kind in inside if kind is not type(None)))
+    if origin is tuple:
+        kinds = dict.fromkeys(_type(kind) for kind in inside if kind is not Ellipsis)
+        return f"list of {' | '.join(kinds)}"
+    if hasattr(annotation, "__metadata__"):
+        return _type(inside[0])
+    return _WORDS.get(origin or annotation, str(annotation))

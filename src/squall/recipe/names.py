@@ -1,0 +1,49 @@
+"""Names that a recipe may use, known without loading torch.
+
+A misspelt network or optimizer should be an error together with all other mistakes, at once, before torch is loaded;
+so the names stand here a second time. The tests compare them with the parts that own them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+STRATEGIES = ("sync",)
+LOSSES = ("cross_entropy",)
+DATA = ("cifar10", "digits", "idx", "imagefolder")
+NEEDS_ROOT = ("idx", "imagefolder")
+OPTIMIZERS = ("adagrad", "adam", "adamw", "lamb", "lars", "rmsprop", "sgd")
+LINEARLY_SCALED = ("sgd", "lars")
+"""Rules whose rate follows the minibatch's size unless the recipe says otherwise (Goyal et al. 2017, section 2.1)."""
+
+OPERATIONS = (
+    "center_crop",
+    "cutout",
+    "horizontal_flip",
+    "normalize",
+    "random_crop",
+    "random_resized_crop",
+    "resize",
+)
+
+_CIFAR = ("num_classes", "in_channels", "width", "zero_init_residual", "fc_init_std")
+_IMAGENET = ("num_classes", "in_channels", "zero_init_residual", "fc_init_std")
+MODELS: Mapping[str, Sequence[str]] = {
+    "mlp": ("in_features", "hidden", "num_classes", "dropout"),
+    **{f"resnet{depth}": _CIFAR for depth in (8, 20, 32, 44, 56, 110)},
+    **{f"resnet{depth}": _IMAGENET for depth in (18, 34, 50, 101, 152)},
+}
+
+# optimizer field -> the rules that read it; a field not named here is read by all
+FIELDS_OF_RULES: Mapping[str, Sequence[str]] = {
+    "momentum": ("sgd", "lars", "rmsprop"),
+    "nesterov": ("sgd", "lars"),
+    "betas": ("adam", "adamw", "lamb"),
+    "eps": ("adagrad", "adam", "adamw", "lamb", "lars", "rmsprop"),
+}
+
+
+def is_own(name: str) -> bool:
+    """Whether a name means a user's function or class: "package.module:name"."""
+    module, colon, attribute = name.partition(":")
+    return bool(colon and module and attribute)

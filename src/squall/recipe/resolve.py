@@ -1,0 +1,140 @@
+"""From what a person writes to complete fields: short forms, the third of three batch sizes, defaults that depend on others.
+
+Three small rewritings, in this order: `flatten` (short forms become tables), `solve_batches` (two of kn, n, k give the
+third; Goyal et al. 2017, section 2.3: n is what normalisation sees, kn what the optimizer sees), and, once the recipe is
+built, `fill` (a default that follows from another field).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any, get_args
+
+from pydantic import BaseModel
+
+from squall.errors import Mistakes
+from squall.recipe.names import LINEARLY_SCALED
+
+if TYPE_CHECKING:
+    from squall.recipe.spec import Recipe
+
+BATCH_FIELDS = ("global_batch_size", "worker_batch_size", "virtual_workers")
+# table -> its field that a plain value means: optimizer="adamw" is optimizer.name, lr=0.1 is lr.base
+PLAIN = {"model": "name", "data": "name", "optimizer": "name", "loss": "name", "lr": "base"}
+# tables whose name may be left out before a field: weight_decay is optimizer.weight_decay
+_OMITTED = ("optimizer", "lr", "loss", "compute")
+
+
+def table_of(recipe_class: type[BaseModel], field: str) -> type[BaseModel] | None:
+    """The class of a table field of the recipe, or None where the field is no table."""
+    info = recipe_class.model_fields.get(field)
+    kinds = (info.annotation, *get_args(info.annotation)) if info else ()
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+
+
+@cache
+def short_forms(recipe_class: type[BaseModel]) -> dict[str, str]:
+    """Fields that may stand without their table, each with that table: {"weight_decay": "optimizer", ...}."""
+    found: dict[str, str] = {}
+    for table in _OMITTED:
+        spec = table_of(recipe_class, table)
+        assert spec is not None
+        found.update({field: table for field in spec.model_fields if field != "name"})
+    return {field: table for field, table in found.items() if field not in recipe_class.model_fields}
+
+
+def flatten(given: Mapping[str, Any], recipe_class: type[BaseModel], mistakes: Mistakes) -> dict[str, Any]:
+    """Turns short forms and specs into plain tables; a field given in two forms is a mistake."""
+    values: dict[str, Any] = {}
+    short = short_forms(recipe_class)
+    for key, value in given.items():
+        if key not in short:
+            values[key] = _plain(key, value)
+    for key in [key for key in given if key in short]:
+        table = values.setdefault(short[key], {})
+        if not isinstance(table, dict):
+            continue  # a mistake that the table's check reports
+        if key in table:
+            mistakes.add(f"{key}={given[key]!r}", f"given twice: also as {short[key]}.{key}={table[key]!r}")
+        table[key] = given[key]
+    return values
+
+
+def _plain(key: str, value: Any) -> Any:
+    """A table as a new dict, whatever form it came in."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(exclude_unset=True)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {name: item for name, item in dataclasses.asdict(value).items() if item is not None}
+    if isinstance(value, Mapping):
+        return dict(value)
+    if key in PLAIN and value is not None:
+        return {PLAIN[key]: value}
+    return value
+
+
+def solve_batches(values: dict[str, Any], mistakes: Mistakes) -> None:
+    """Puts `global_batch_size` and `worker_batch_size` in place of any two of the three; in place."""
+    given = {key: values[key] for key in BATCH_FIELDS if values.get(key) is not None}
+    values.pop("virtual_workers", None)
+    for key, value in given.items():
+        if not _is_count(value) and key == "virtual_workers":
+            mistakes.add(f"virtual_workers={value!r}", "must be a whole number of at least 1")
+    if len(given) < 2:
+        missing = [key for key in BATCH_FIELDS if key not in given]
+        found = ", ".join(f"{key}={value!r}" for key, value in given.items()) or "batch sizes"
+        mistakes.add(found, f"one more is needed: {' or '.join(missing)}" if given else f"give two of {', '.join(missing)}")
+    total, each, workers = (given.get(key) for key in BATCH_FIELDS)
+    if len(given) < 2 or not all(map(_is_count, given.values())):
+        for key in BATCH_FIELDS[:2]:
+            values.setdefault(key, 1)  # stands in, so that one mistake is not reported as two
+        return
+    if total is None:
+        values["global_batch_size"] = each * workers  # type: ignore[operator]
+    elif each is None:
+        values["worker_batch_size"] = max(1, total // workers)  # type: ignore[operator]
+        if total % workers:  # type: ignore[operator]
+            mistakes.add(f"global_batch_size={total}", f"is no multiple of virtual_workers={workers}")
+    elif workers is not None and each * workers != total:
+        mistakes.add(
+            f"global_batch_size={total}",
+            f"contradicts worker_batch_size={each} x virtual_workers={workers} = {each * workers}; give two of the three",
+        )
+    elif each > total:
+        mistakes.add(f"worker_batch_size={each}", f"is larger than global_batch_size={total}")
+
+
+def keep_two_batch_fields(values: dict[str, Any], overridden: set[str]) -> None:
+    """After an override, drops the batch field it replaces: n stays before kn, and kn before k; in place."""
+    kept = [key for key in ("worker_batch_size", "global_batch_size", "virtual_workers") if key in values]
+    kept.sort(key=lambda key: key not in overridden)  # stable: overridden ones first
+    for key in kept[2:]:
+        if key not in overridden:
+            del values[key]
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def fill(recipe: Recipe) -> None:
+    """Fills the defaults of the rate that follow from other fields; in place.
+
+    Goes past pydantic on purpose: `model_fields_set` keeps telling what was written. An override of the minibatch's size
+    then moves a base size that nobody wrote along with it.
+    """
+    lr, rule = recipe.lr, recipe.optimizer.name
+    filled: dict[str, Any] = {
+        "base_batch_size": lr.base_batch_size or recipe.global_batch_size,
+        "scaling": lr.scaling or ("linear" if rule in LINEARLY_SCALED else "none"),
+        "schedule": lr.schedule or ("step" if lr.milestones else "constant"),
+        "warmup": lr.warmup or ("gradual" if lr.warmup_epochs else "none"),
+    }
+    rises = filled["scaling"] != "none" and recipe.global_batch_size > filled["base_batch_size"]
+    start = lr.warmup_from
+    if start is None or (start == "base" and lr.base_batch_size is None):  # from a base that is the peak no ramp could rise
+        start = "base" if rises else 0.0
+    filled["warmup_from"] = start
+    lr.__dict__.update(filled)

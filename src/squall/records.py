@@ -1,0 +1,149 @@
+"""What happened, as typed events: one JSON object a line.
+
+The run writes them (`records.jsonl`), the terminal prints them, a report draws them. A record says only facts that
+were measured; whoever shows it decides how. Times are seconds since the run's start.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, TextIO
+
+
+@dataclass(frozen=True)
+class Record:
+    """Base of all events; `kind` names the event in the file."""
+
+    kind: ClassVar[str] = "record"
+
+    def to_json(self) -> str:
+        """One line of strict JSON; numbers that are not finite become strings ("nan", "inf")."""
+        return json.dumps(_finite({"kind": self.kind, **asdict(self)}), allow_nan=False)
+
+
+@dataclass(frozen=True)
+class Started(Record):
+    """A run begins: where it runs and what arithmetic it uses."""
+
+    kind: ClassVar[str] = "started"
+    name: str
+    folder: str
+    processes: int
+    seed: int
+    fingerprint: Mapping[str, Any]
+    num_steps: int
+    steps_per_epoch: int
+    epochs: int
+    global_batch_size: int
+    worker_batch_size: int
+    num_samples: int
+    num_parameters: int
+    start_step: int = 0
+
+
+@dataclass(frozen=True)
+class Stepped(Record):
+    """One update was applied."""
+
+    kind: ClassVar[str] = "step"
+    step: int
+    epoch: int
+    samples: int
+    loss: float
+    lr: float
+    seconds: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EpochEnded(Record):
+    """An epoch ended: training averages, evaluation, speed and where the time went (shares of 1)."""
+
+    kind: ClassVar[str] = "epoch"
+    epoch: int
+    step: int
+    train_loss: float
+    lr: float
+    samples_per_second: float
+    data_share: float
+    compute_share: float
+    wait_share: float
+    seconds: float
+    train: Mapping[str, float] = field(default_factory=dict)
+    val: Mapping[str, float] = field(default_factory=dict)
+    test: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Logged(Record):
+    """Values that the user logged."""
+
+    kind: ClassVar[str] = "log"
+    step: int
+    epoch: int
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Noted(Record):
+    """Something a reader should know (a skipped image, a default that was chosen)."""
+
+    kind: ClassVar[str] = "note"
+    text: str
+
+
+@dataclass(frozen=True)
+class Ended(Record):
+    """A run ended; `outcome` is one of finished, diverged, stopped, failed; `advice` says what to do next."""
+
+    kind: ClassVar[str] = "ended"
+    outcome: str
+    advice: str
+    seconds: float
+    result: Mapping[str, Any] = field(default_factory=dict)
+
+
+Sink = Callable[[Record], None]
+
+
+class RecordFile:
+    """A sink that appends records to a file; each line is flushed, so a reader can follow it."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: TextIO = path.open("a", encoding="utf-8")
+
+    def __call__(self, record: Record) -> None:
+        """Writes one record."""
+        self._file.write(record.to_json() + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """All records of a file as dictionaries; a torn last line is left out."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    records = []
+    for number, line in enumerate(lines):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number != len(lines) - 1:
+                raise
+    return records
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

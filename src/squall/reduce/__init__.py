@@ -1,0 +1,7 @@
+"""Sums over processes: one fixed tree (`exact`) or whatever order the collective takes (`fast`)."""
+
+from squall.reduce.exact import TreeReduction
+from squall.reduce.fast import FastReduction
+from squall.reduce.lane import Bucket, Reduction, buckets
+
+__all__ = ["Bucket", "FastReduction", "Reduction", "TreeReduction", "buckets"]

@@ -1,0 +1,62 @@
+"""Fast reduction: each process adds up its passes, the collective adds up the processes.
+
+Equal to the exact sum up to rounding; the order of the additions is the collective's, so the bits depend on the
+number of processes. One vector, one all-reduce a bucket, overlapped with the backward pass as in `exact.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from squall.reduce import tree
+from squall.reduce.lane import Bucket, Reduction
+from squall.reduce.wire import PeerLostError
+
+
+class FastReduction(Reduction):
+    """Sums a vector over all passes with all-reduce; arguments as `TreeReduction`."""
+
+    def __init__(self, group: Any, rank: int, num_processes: int, buckets: Sequence[Bucket], like: torch.Tensor) -> None:
+        self._group, self._rank, self._size = group, rank, num_processes
+        self._buckets = list(buckets)
+        self.vectors = [like.new_zeros(self._buckets[-1].stop if self._buckets else 0)]
+        self._first = 0
+        self._next_bucket = 0
+        self._works: list[Any] = []
+
+    def open(self, num_leaves: int) -> range:
+        """Begins a step; a process without a pass contributes zeros."""
+        lo, hi = tree.share(num_leaves, self._size, self._rank)
+        self._first, self._next_bucket = lo, 0
+        if lo == hi:
+            self.vectors[0].zero_()
+        return range(lo, hi)
+
+    def begin_pass(self, leaf: int) -> tuple[int, bool]:
+        """The first pass overwrites the vector, the others add to it."""
+        return 0, leaf != self._first
+
+    def end_pass(self) -> None:
+        """Nothing to merge."""
+
+    def ready(self, bucket: int) -> None:
+        """Starts the all-reduce of one bucket."""
+        self._next_bucket = bucket + 1
+        if self._group is not None and self._size > 1:
+            piece = self.vectors[0][self._buckets[bucket].start : self._buckets[bucket].stop]
+            self._works.append(self._group.allreduce([piece]))
+
+    def finish(self) -> torch.Tensor:
+        """Starts what was not started, waits for all."""
+        for bucket in range(self._next_bucket, len(self._buckets)):
+            self.ready(bucket)
+        for work in self._works:
+            try:
+                work.wait()
+            except RuntimeError as error:
+                raise PeerLostError((self._rank + 1) % self._size, "to all-reduce a bucket", "for", str(error)) from error
+        self._works.clear()
+        return self.vectors[0]

@@ -1,0 +1,157 @@
+"""The model's buffers over one step: every pass starts from the step's values, the step ends with their mean.
+
+Batch normalisation's running statistics are updated by each forward pass. With k workers in one process that would be
+k updates one after the other, with k processes one each (papers.md 1b): the result would depend on hosting. Here each
+pass starts from the buffers as they were before the step; the step's value is::
+
+    buffer + sum over passes of n_pass * (buffer after the pass - buffer) / sum of n_pass
+
+summed along the same tree as the gradient: for batch normalisation one update by the mean of the workers' statistics.
+Taking the mean of the changes, not of the values, leaves a buffer that no pass touched exactly as it was. Integer
+buffers (`num_batches_tracked`) have no mean: all passes must change them alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from squall.errors import RunError
+from squall.model.flat import place
+
+_Owner = tuple[str, nn.Module, str]
+
+
+class _Rebased:
+    """Buffers of one kind as views of one vector, so that saving and restoring them is one copy.
+
+    Buffers of another dtype than the vector's, and ones that a module replaces by a new tensor, are copied in and out.
+    """
+
+    def __init__(self, owners: list[_Owner], dtype: torch.dtype, device: torch.device) -> None:
+        self.names = [key for key, _, _ in owners]
+        self._owners = [(module, name, _of(module, name).dtype == dtype) for _, module, name in owners]
+        self.places = place((key, _of(module, name)) for key, module, name in owners)
+        self.size = self.places[-1].end if self.places else 0
+        self.now = torch.zeros(self.size, dtype=dtype, device=device)
+        self.before = torch.zeros_like(self.now)
+        self._views = [p.view(self.now) for p in self.places]
+        for view, (module, name, same) in zip(self._views, self._owners, strict=True):
+            view.copy_(_of(module, name))
+            if same:
+                module._buffers[name] = view
+
+    def pull(self) -> None:
+        """Takes in values that do not live in the vector."""
+        for view, (module, name, same) in zip(self._views, self._owners, strict=True):
+            if module._buffers[name] is not view:
+                view.copy_(_of(module, name))
+                if same:
+                    module._buffers[name] = view
+
+    def push(self) -> None:
+        """Hands the vector's values to buffers that do not live in it."""
+        for view, (module, name, same) in zip(self._views, self._owners, strict=True):
+            if not same:
+                _of(module, name).copy_(view)
+
+
+class Buffers:
+    """All buffers of a model over the steps of a run.
+
+    Arguments:
+        model: on its device, in its memory format.
+        offset: where the floating-point buffers' section begins in the step's vector, a multiple of 64.
+        dtype: of the step's vector.
+    """
+
+    def __init__(self, model: nn.Module, offset: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._floats = _Rebased(_owners(model, torch.Tensor.is_floating_point), dtype, device)
+        self._integers = _Rebased(_owners(model, lambda buffer: not buffer.is_floating_point()), torch.int64, device)
+        self.start, self.stop = offset, offset + self._floats.size
+        self.num_integers = self._integers.size
+        self._change: torch.Tensor | None = None
+
+    def open(self) -> None:
+        """Notes the values that every pass of the step starts from."""
+        for kind in (self._floats, self._integers):
+            kind.pull()
+            kind.before.copy_(kind.now)
+        self._change = None
+
+    def end_pass(self, vector: torch.Tensor, num_samples: int, accumulate: bool) -> None:
+        """Writes (or adds) the pass's weighted change into the vector's section and puts the start values back.
+
+        Raises:
+            RunError: two passes change an integer buffer differently.
+        """
+        if self._floats.size:
+            self._floats.pull()
+            change = self._floats.now.sub_(self._floats.before).mul_(num_samples)
+            section = vector[self.start : self.stop]
+            if accumulate:
+                section.add_(change)
+            else:
+                section.copy_(change)
+            self._reset(self._floats)
+        if self._integers.size:
+            self._integers.pull()
+            change = self._integers.now - self._integers.before
+            if self._change is None:
+                self._change = change
+            elif not torch.equal(change, self._change):
+                self._disagree(change != self._change)
+            self._reset(self._integers)
+
+    def last_change(self) -> torch.Tensor:
+        """How one pass changed the integer buffers (all of this process's passes alike), int64, (num_integers,)."""
+        if self._change is None:
+            return torch.zeros_like(self._integers.now)
+        return self._change
+
+    def close(self, vector: torch.Tensor, num_samples: float, integer_mean: torch.Tensor) -> None:
+        """Sets the step's values: start plus the weighted mean of the changes.
+
+        Arguments:
+            vector: the finished sum over all passes of all processes.
+            num_samples: samples of the minibatch.
+            integer_mean: mean over all passes of the integer changes, float64; whole numbers if all agree.
+        """
+        if self._floats.size:
+            torch.add(self._floats.before, vector[self.start : self.stop].div_(num_samples), out=self._floats.now)
+            self._floats.push()
+        if self._integers.size:
+            whole = integer_mean.round()
+            if not torch.equal(whole, integer_mean):
+                self._disagree(whole != integer_mean)
+            torch.add(self._integers.before, whole.to(self._integers.now), out=self._integers.now)
+            self._integers.push()
+
+    def _reset(self, kind: _Rebased) -> None:
+        kind.now.copy_(kind.before)
+        kind.push()
+
+    def _disagree(self, where: torch.Tensor) -> None:
+        position = int(where.nonzero()[0])
+        names = [p.name for p in self._integers.places if p.offset <= position < p.end]
+        raise RunError(
+            f"the integer buffer {names[0]} changes differently in two passes of one step",
+            [("rule", "integer buffers have no mean: every virtual worker must change them alike")],
+        )
+
+
+def _owners(model: nn.Module, kind: Callable[[torch.Tensor], bool]) -> list[_Owner]:
+    found: dict[int, _Owner] = {}
+    for prefix, module in model.named_modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.numel() and kind(buffer):
+                found.setdefault(id(buffer), (f"{prefix}.{name}".lstrip("."), module, name))
+    return list(found.values())
+
+
+def _of(module: nn.Module, name: str) -> torch.Tensor:
+    buffer = module._buffers[name]
+    assert buffer is not None
+    return buffer

@@ -1,0 +1,90 @@
+"""Small collectives of a run: adding up counts, and joining blocks of rows in rank order.
+
+Blocks may have different numbers of rows, which Gloo's all-gather refuses; each rank broadcasts its own block instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from squall.cluster.world import World
+from squall.errors import RunError
+
+_DTYPES = (torch.float32, torch.float64, torch.int64, torch.int32, torch.bool, torch.uint8, torch.bfloat16, torch.float16)
+_MOST_DIMENSIONS = 8
+
+
+def add_up(world: World, values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Integer sum over ranks, the same on all of them."""
+    if world.group is None:
+        return values
+    tensor = torch.from_numpy(values.copy()).to(world.device)
+    world.group.allreduce([tensor]).wait()
+    out: npt.NDArray[np.int64] = tensor.cpu().numpy()
+    return out
+
+
+def broadcast(world: World, tensor: torch.Tensor, source: int) -> torch.Tensor:
+    """Sends a tensor from one rank to all, in place."""
+    if world.group is not None:
+        options = torch.distributed.BroadcastOptions()
+        options.rootRank = source
+        options.rootTensor = 0
+        world.group.broadcast([tensor], options).wait()
+    return tensor
+
+
+def say(world: World, text: str) -> str:
+    """Rank 0's text, on every rank (the others' argument is ignored)."""
+    if world.group is None:
+        return text
+    data = torch.tensor(list(text.encode()), dtype=torch.uint8)
+    length = broadcast(world, torch.tensor([len(data)], device=world.device), 0)
+    buffer = data.to(world.device) if world.rank == 0 else torch.empty(int(length), dtype=torch.uint8, device=world.device)
+    if int(length):
+        broadcast(world, buffer, 0)
+    return bytes(buffer.tolist()).decode()
+
+
+def join_blocks(world: World, block: torch.Tensor | None, rows: Sequence[int]) -> torch.Tensor:
+    """Concatenates the ranks' blocks in rank order, on every rank, on the CPU.
+
+    Arguments:
+        block: this rank's rows, (rows[rank], ...); None where it has none.
+        rows: how many rows each rank has; rank 0 has at least one.
+    """
+    if world.group is None:
+        assert block is not None
+        return block.detach().cpu()
+    shape = _shape(world, block)
+    dtype = _DTYPES[shape[0]]
+    parts = []
+    for rank, count in enumerate(rows):
+        if not count:
+            continue
+        if rank == world.rank:
+            assert block is not None
+            if tuple(block.shape[1:]) != tuple(shape[1:]) or block.dtype != dtype:
+                raise RunError(f"rank {rank} gathers values of another shape than rank 0: {tuple(block.shape)}, {block.dtype}")
+            piece = block.detach().contiguous().to(world.device)
+        else:
+            piece = torch.empty((count, *shape[1:]), dtype=dtype, device=world.device)
+        wire = piece.view(torch.uint8) if dtype == torch.bool else piece
+        broadcast(world, wire, rank)
+        parts.append(piece.cpu())
+    return torch.cat(parts)
+
+
+def _shape(world: World, block: torch.Tensor | None) -> list[int]:
+    header = torch.zeros(2 + _MOST_DIMENSIONS, dtype=torch.int64, device=world.device)
+    if world.rank == 0:
+        assert block is not None
+        numbers = [_DTYPES.index(block.dtype), block.ndim, *block.shape[1:]]
+        header[: len(numbers)] = torch.tensor(numbers)
+    values: list[Any] = broadcast(world, header, 0).tolist()
+    return [values[0], *values[2 : 1 + values[1]]]

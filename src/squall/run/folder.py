@@ -1,0 +1,90 @@
+"""The run's folder: what a run leaves behind, and the lock that keeps a second writer out.
+
+    recipe.toml          the resolved recipe (or run.json: the fields of squall.Run)
+    records.jsonl        what happened, an event a line
+    weights.safetensors  final weights and buffers under the module's own names; ema.safetensors beside it
+    result.json          how the run ended
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from squall.errors import InputError
+
+WEIGHTS = "weights.safetensors"
+EMA_WEIGHTS = "ema.safetensors"
+RECIPE = "recipe.toml"
+RECORDS = "records.jsonl"
+RESULT = "result.json"
+_LOCK = ".lock"
+
+
+class Folder:
+    """A run folder opened for writing by one process.
+
+    Raises:
+        InputError: not writable, in use by another process, or holding another run already.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        check_free(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(path / _LOCK, os.O_CREAT | os.O_RDWR, 0o644)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._lock)
+            raise InputError(
+                f"the run folder {path} is in use by another process",
+                [("rule", "one run, one writer"), ("to do", "wait for it, or choose another folder with --out DIR")],
+            ) from error
+
+    def write_json(self, name: str, values: Mapping[str, Any]) -> None:
+        """Writes a JSON file whole or not at all."""
+        temporary = self.path / f".{name}.tmp"
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(self.path / name)
+
+    def close(self) -> None:
+        """Gives the folder free."""
+        if self._lock >= 0:
+            (self.path / _LOCK).unlink(missing_ok=True)
+            os.close(self._lock)
+            self._lock = -1
+
+
+def check_free(path: Path) -> None:
+    """Refuses a folder that holds a run already or cannot be written; creates nothing.
+
+    Raises:
+        InputError: saying what is there and what to do.
+    """
+    if (path / RECORDS).exists():
+        raise InputError(
+            f"the run folder {path} holds a run already",
+            [("rule", "a run never overwrites another"), ("to do", f"choose another folder with --out DIR, or remove {path}")],
+        )
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file", [("rule", "a run needs a folder"), ("to do", "--out DIR")])
+    existing = path
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise _unwritable(path, PermissionError(f"no permission to write in {existing}"))
+
+
+def _unwritable(path: Path, error: OSError) -> InputError:
+    return InputError(
+        f"the run folder {path} cannot be written",
+        [("found", error.strerror or str(error)), ("to do", "choose another folder with --out DIR")],
+    )

@@ -1,0 +1,92 @@
+"""Mistakes in a training loop, found in its first step instead of in its final accuracy.
+
+The commonest silent fault of distributed training is a mean where a sum is wanted (peers' threads on it fill pages:
+pytorch#4406, apex#696, fairseq#494). A loss carries the proof of how it was made: its autograd graph. From the loss
+down, as long as nodes only scale or add scalars, the walk keeps the factor; it ends at the reduction, which was a
+mean or a sum.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from squall.errors import RunError
+
+_SCALAR = ("Add", "Sub", "Neg", "Mul", "Div", "ToCopy", "Alias", "View", "Squeeze", "Reshape", "Clone", "Unsafe")
+
+
+def check_loss(loss: Any, num_samples: int, where: str = "step.backward(loss)") -> None:
+    """Refuses what is no scalar with a gradient, and a mean over samples where a sum is asked for.
+
+    Raises:
+        RunError: with what was found and the line to change.
+    """
+    if not isinstance(loss, torch.Tensor):
+        raise RunError(f"{where} got a {type(loss).__name__}", [("rule", "give it the loss tensor: the sum over the batch's samples")])
+    if loss.numel() != 1:
+        raise RunError(
+            f"{where} got a tensor of shape {tuple(loss.shape)}",
+            [("rule", "one number: the sum over the batch's samples"), ("to do", "loss.sum()")],
+        )
+    if not loss.requires_grad:
+        raise RunError(
+            f"{where} got a loss without a gradient",
+            [("rule", "the loss must come from the model's output"), ("to do", "look for torch.no_grad(), .item() or .detach() on the way")],
+        )
+    found = _mean_in(loss.grad_fn, 1.0, num_samples) if num_samples > 1 else ""
+    if found:
+        raise RunError(
+            f"{where} got a mean over the batch; it takes the sum",
+            [
+                ("found", found),
+                ("rule", "the minibatch's loss is the sum over all its samples, divided once by their global count"),
+                ("to do", 'reduction="sum", or loss.sum() instead of loss.mean()'),
+            ],
+        )
+
+
+def check_training_mode(model: torch.nn.Module) -> None:
+    """Refuses a model left in evaluation mode."""
+    if not model.training:
+        raise RunError(
+            "the model is in evaluation mode in a training step",
+            [
+                ("effect", "batch normalisation would use its running statistics, dropout would be off"),
+                ("to do", "call model.train() before the step; run.evaluate puts it back by itself"),
+            ],
+        )
+
+
+def _mean_in(node: Any, factor: float, num_samples: int) -> str:
+    for _ in range(32):
+        if node is None:
+            return ""
+        name = str(node.name())
+        if getattr(node, "_saved_reduction", None) == 1 or name.startswith("MeanBackward"):
+            return "" if _near(factor, num_samples) else f"{name} with a mean reduction over {num_samples} samples"
+        if not name.startswith(_SCALAR):
+            return f"a sum divided by {num_samples}" if _near(factor * num_samples, 1.0) else ""
+        if name.startswith(("Mul", "Div")):
+            other = _scalar(getattr(node, "_saved_other", None))
+            if other is None or other == 0:
+                return ""
+            factor = factor * other if name.startswith("Mul") else factor / other
+        if name.startswith(("Add", "Sub")):
+            children = [child for child, _ in node.next_functions if child is not None]
+            return next((text for text in (_mean_in(child, factor, num_samples) for child in children) if text), "")
+        node = next((child for child, _ in node.next_functions if child is not None), None)
+    return ""
+
+
+def _scalar(value: Any) -> float | None:
+    if isinstance(value, int | float):
+        return float(value)
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
+        return float(value)
+    return None
+
+
+def _near(a: float, b: float) -> bool:
+    return abs(a - b) < 1e-6 * max(abs(b), 1e-12)

@@ -1,0 +1,276 @@
+"""From the passes of one step to the gradient of the whole minibatch, in `.grad`.
+
+The step's vector holds all gradients (in the order in which the backward pass completes them: the parameters'
+reversed) and then the changes of the floating-point buffers. Post-accumulate hooks move each parameter's gradient
+into its place as soon as it is there; in a process's last pass they also tell the reduction which bucket is complete.
+Counts, losses, metrics and flags travel in a second, small float64 vector along the same tree::
+
+    vector   | grad of last layer | ... | grad of first layer | changes of buffers |     float32 (or float64)
+    tail     | loss | count | samples | passes | touched (a flag a parameter) | integers | metrics |      float64
+
+Gradients are sums over samples until the very end; then one division by the global count gives the gradient of the
+mean: Goyal et al. 2017, Remark 3 (normalise by kn, not by n), in the one place where it can be done right for unequal
+workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from squall.cluster.world import World
+from squall.errors import InputError, RunError
+from squall.model.flat import Place, place
+from squall.reduce import Bucket, FastReduction, Reduction, TreeReduction, buckets
+from squall.run.buffers import Buffers
+
+BUCKET_BYTES = 4 << 20
+_FIXED = 4  # loss, count, samples, passes
+
+
+@dataclass(frozen=True)
+class StepSums:
+    """What a whole minibatch summed to, over all processes.
+
+    Attributes:
+        loss: sum of per-sample losses.
+        count: what the loss was summed over (samples, unless the loss brought its own count).
+        samples: samples of the minibatch.
+        metrics: (sum, count) of each metric, by name.
+    """
+
+    loss: float
+    count: float
+    samples: float
+    metrics: dict[str, tuple[float, float]]
+
+
+class Passes:
+    """Collects the gradients of a step's passes and reduces them over all processes.
+
+    Arguments:
+        model: on its device and in its memory format; its buffers are rebased (see `buffers.py`).
+        world: the job's processes.
+        exact: tree or collective.
+    """
+
+    def __init__(self, model: nn.Module, world: World, *, exact: bool) -> None:
+        self._world, self._exact = world, exact
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        _check(model, named)
+        self.names = [name for name, _ in reversed(named)]
+        self.parameters = [p for _, p in reversed(named)]
+        wide = any(p.dtype == torch.float64 for p in self.parameters)
+        dtype = torch.float64 if wide else torch.float32
+        self._places: list[Place] = place(zip(self.names, self.parameters, strict=True))
+        end = self._places[-1].end
+        self.buffers = Buffers(model, end, dtype, world.device)
+        like = torch.empty(0, dtype=dtype, device=world.device)
+        ends = [p.end for p in self._places] + ([self.buffers.stop] if self.buffers.stop > end else [])
+        self._cuts = buckets(ends, BUCKET_BYTES // like.element_size())
+        self._reduction = self._new_reduction(self._cuts, like, tag=0)
+        self._tail: Reduction | None = None
+        self._metric_names: list[str] = []
+        self._views: list[list[torch.Tensor]] = []
+        self._bucket_of = [next(i for i, b in enumerate(self._cuts) if p.offset < b.stop) for p in self._places]
+        self._touched = [False] * len(self.parameters)
+        self._ever_touched = [False] * len(self.parameters)
+        self._leaves = range(0)
+        self._open_pass = -1
+        self._is_last = False
+        self._missing: list[int] = []
+        self._next_bucket = 0
+        self._slot, self._accumulate = 0, False
+        for index, parameter in enumerate(self.parameters):
+            parameter.register_post_accumulate_grad_hook(self._hook(index))
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Bytes of one step vector."""
+        return self._cuts[-1].stop * self._reduction.vectors[0].element_size()
+
+    @property
+    def num_vectors(self) -> int:
+        """Step vectors held (partial sums)."""
+        return len(self._reduction.vectors)
+
+    def open(self, num_passes: int) -> range:
+        """Begins a step; returns the passes that this process computes."""
+        self.detach()
+        self.buffers.open()
+        self._ever_touched = [False] * len(self.parameters)
+        self._leaves = self._reduction.open(num_passes)
+        if self._tail is not None:
+            self._tail.open(num_passes)
+        self._num_passes = num_passes
+        return self._leaves
+
+    def begin_pass(self, leaf: int) -> None:
+        """The next backward pass is that of pass `leaf`."""
+        self._slot, self._accumulate = self._reduction.begin_pass(leaf)
+        while len(self._views) <= self._slot:
+            vector = self._reduction.vectors[len(self._views)]
+            self._views.append([p.view(vector) for p in self._places])
+        self._touched = [False] * len(self.parameters)
+        self._open_pass = leaf
+        self._is_last = leaf == self._leaves[-1]
+        self._next_bucket = 0
+        self._missing = [0] * len(self._cuts)
+        for bucket in self._bucket_of:
+            self._missing[bucket] += 1
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """The backward pass of a sum over the pass's samples."""
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def end_pass(self, loss: torch.Tensor, count: float | torch.Tensor, num_samples: int, metrics: dict[str, Any]) -> None:
+        """Completes the pass: parameters without a gradient, buffers, and the tail."""
+        vector = self._reduction.vectors[self._slot]
+        for index, touched in enumerate(self._touched):
+            if not touched:
+                view = self._views[self._slot][index]
+                if self._accumulate:
+                    view.add_(0.0)
+                else:
+                    view.zero_()
+        self.buffers.end_pass(vector, num_samples, self._accumulate)
+        self._ever_touched = [a or b for a, b in zip(self._ever_touched, self._touched, strict=True)]
+        leaf, self._open_pass = self._open_pass, -1
+        if self._is_last:
+            for bucket in range(self._next_bucket, len(self._cuts)):
+                self._reduction.ready(bucket)
+        else:
+            self._reduction.end_pass()
+        self._add_tail(leaf, loss, count, num_samples, metrics)
+
+    def finish(self) -> StepSums:
+        """Waits for the sums of all processes; sets `.grad` to the mean's gradient and the buffers to their mean."""
+        if not self._leaves:
+            for bucket in range(len(self._cuts)):
+                self._reduction.ready(bucket)
+        vector = self._reduction.finish()
+        tail = self._finish_tail()
+        loss, count, samples, passes = tail[:_FIXED].tolist()
+        flags = tail[_FIXED : _FIXED + len(self.parameters)]
+        rest = tail[_FIXED + len(self.parameters) :]
+        integers, metrics = rest[: self.buffers.num_integers], rest[self.buffers.num_integers :].tolist()
+        vector[: self._places[-1].end].div_(count)
+        if not self._views:
+            self._views.append([p.view(self._reduction.vectors[0]) for p in self._places])
+        for parameter, view, flag in zip(self.parameters, self._views[0], flags.tolist(), strict=True):
+            if flag:
+                parameter.grad = view if view.dtype == parameter.dtype else view.to(parameter.dtype)
+        self.buffers.close(vector, samples, integers / passes)
+        pairs = zip(self._metric_names, metrics[0::2], metrics[1::2], strict=False)
+        return StepSums(loss, count, samples, {name: (total, number) for name, total, number in pairs})
+
+    def detach(self) -> None:
+        """Takes the gradients away: the vectors they lie in are about to be used again."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def scale(self, factor: float) -> None:
+        """Multiplies all gradients (loss scaling)."""
+        self._reduction.vectors[0][: self._places[-1].end].mul_(factor)
+
+    def is_finite(self) -> bool:
+        """Whether every gradient is finite; waits for the device."""
+        return bool(torch.isfinite(self._reduction.vectors[0][: self._places[-1].end].sum()))
+
+    def _hook(self, index: int) -> Any:
+        def take(parameter: torch.Tensor) -> None:
+            gradient, parameter.grad = parameter.grad, None
+            if gradient is None:
+                return
+            if self._open_pass < 0:
+                raise RunError(
+                    "a backward pass ran outside step.backward",
+                    [("rule", "inside `for batch in step:` call step.backward(loss) once; Squall moves the gradients")],
+                )
+            if self._touched[index]:
+                raise RunError("two backward passes in one pass", [("rule", "add the losses up and call step.backward once")])
+            if gradient.layout != torch.strided:
+                raise InputError(
+                    f"{self.names[index]} has a sparse gradient",
+                    [("rule", "gradients are summed as one dense vector"), ("to do", "build the layer with sparse=False")],
+                )
+            self._touched[index] = True
+            view = self._views[self._slot][index]
+            if self._accumulate:
+                view.add_(gradient)
+            else:
+                view.copy_(gradient)
+            if self._is_last:
+                self._missing[self._bucket_of[index]] -= 1
+                while self._next_bucket < len(self._cuts) - 1 and not self._missing[self._next_bucket]:
+                    self._reduction.ready(self._next_bucket)
+                    self._next_bucket += 1
+
+        return take
+
+    def _new_reduction(self, cuts: Sequence[Bucket], like: torch.Tensor, tag: int) -> Reduction:
+        world = self._world
+        if self._exact:
+            return TreeReduction(world.group, world.rank, world.size, cuts, like, tag)
+        return FastReduction(world.group, world.rank, world.size, cuts, like)
+
+    def _add_tail(
+        self, leaf: int, loss: torch.Tensor, count: float | torch.Tensor, num_samples: int, metrics: dict[str, Any]
+    ) -> None:
+        if self._tail is None:
+            self._metric_names = sorted(metrics)
+            size = _FIXED + len(self.parameters) + self.buffers.num_integers + 2 * len(metrics)
+            self._tail_size = size
+            like = torch.empty(0, dtype=torch.float64, device=self._world.device)
+            self._tail = self._new_reduction([Bucket(0, -(-size // 64) * 64)], like, tag=2 * len(self._cuts))
+            self._tail.open(self._num_passes)
+        if sorted(metrics) != self._metric_names:
+            raise RunError("a step's metrics changed their names", [("before", " ".join(self._metric_names)), ("now", " ".join(sorted(metrics)))])
+        numbers: list[float] = [0.0, 0.0, float(num_samples), 1.0]
+        numbers += [1.0 if touched else 0.0 for touched in self._touched]
+        values = torch.tensor(numbers, dtype=torch.float64)
+        pairs = [x for name in self._metric_names for x in (metrics[name].sum, float(metrics[name].count))]
+        device = self._world.device
+        slot, accumulate = self._tail.begin_pass(leaf)
+        target = self._tail.vectors[slot]
+        row = target.new_zeros(len(target))
+        row[: len(values)] = values.to(device, non_blocking=True)
+        row[0] = loss.detach()
+        row[1] = count
+        offset = len(values)
+        if self.buffers.num_integers:
+            row[offset : offset + self.buffers.num_integers] = self.buffers.last_change().to(device)
+            offset += self.buffers.num_integers
+        for index, value in enumerate(pairs):
+            row[offset + index] = value
+        if accumulate:
+            target.add_(row)
+        else:
+            target.copy_(row)
+        if self._is_last:
+            self._tail.ready(0)
+        else:
+            self._tail.end_pass()
+
+    def _finish_tail(self) -> torch.Tensor:
+        if self._tail is None:
+            raise RunError("this process computed no pass in the run's first step")
+        return self._tail.finish()[: self._tail_size].cpu()
+
+
+def _check(model: nn.Module, named: list[tuple[str, nn.Parameter]]) -> None:
+    lazy = [name for name, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)]
+    if lazy:
+        raise InputError(
+            f"{lazy[0]} has no shape yet (a lazy layer)",
+            [("rule", "all parameters need their shapes before run.setup"), ("to do", "call the model once on a batch in the model factory")],
+        )
+    if not named:
+        raise InputError("the model has no parameter that requires a gradient", [("found", f"{sum(1 for _ in model.parameters())} parameters, all frozen")])
+    complex_ = [name for name, p in named if p.is_complex()]
+    if complex_:
+        raise InputError(f"{complex_[0]} is complex", [("rule", "parameters must be real; store the real and imaginary parts")])

@@ -1,0 +1,392 @@
+"""`squall.Run`: lock-step training of one model, driven by whoever writes the loop.
+
+Its calls, in order: `Run(...)` seeds and joins the job, `setup` places model and optimiser, `steps` yields one update
+after the other, `evaluate` measures, `log` records, `finish` closes the ledger and writes the result. Squall's own
+loop (`squall.loop.minibatch`) is nothing but a client of these calls.
+"""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from squall.cluster.world import World, join
+from squall.data.order import Draw
+from squall.errors import Diverged, InputError, RunError
+from squall.metrics import Loss, Metrics
+from squall.model import weights
+from squall.optim.ema import Ema
+from squall.optim.groups import set_rate
+from squall.optim.lr import Rate
+from squall.records import Ended, Sink, Started
+from squall.rng import Stream, mix
+from squall.run import arithmetic, evaluate, folder, precision
+from squall.run.book import Book
+from squall.run.collect import broadcast, say
+from squall.run.fingerprint import agree, digest, fingerprint
+from squall.run.result import Outcome, Result
+from squall.run.spec import RunSpec
+from squall.run.steps import Step
+from squall.run.stepper import Stepper, finisher
+
+Model = TypeVar("Model", bound=nn.Module)
+Optimizer = TypeVar("Optimizer", bound=torch.optim.Optimizer)
+
+
+class Run:
+    """One run of synchronous training.
+
+    Arguments:
+        out: the run folder (None: nothing is written).
+        world: the job's processes; by default whatever torchrun or SLURM started, or this process alone.
+        sinks: called with every record, on rank 0.
+        name: for records and messages; by default the folder's name.
+        fields: the numbers of `RunSpec`, by name: epochs, global_batch_size, worker_batch_size, seed, ...
+
+    Raises:
+        InputError: contradicting numbers, an unwritable or busy folder.
+
+    Example:
+        >>> import torch, squall
+        >>> run = squall.Run(None, epochs=1, global_batch_size=8, worker_batch_size=4)
+        >>> model = torch.nn.Linear(2, 1)
+        >>> model, optimizer = run.setup(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        >>> data = [(torch.ones(2), torch.ones(1)) for _ in range(16)]
+        >>> for step in run.steps(data):
+        ...     for x, y in step:
+        ...         step.backward((model(x) - y).square().sum())
+        ...     optimizer.step()
+        >>> run.finish().outcome
+        'finished'
+    """
+
+    def __init__(
+        self,
+        out: str | Path | None,
+        *,
+        world: World | None = None,
+        sinks: tuple[Sink, ...] = (),
+        name: str | None = None,
+        **fields: Any,
+    ) -> None:
+        self.spec = RunSpec.of(fields)
+        self.world = world if world is not None else join()
+        self._owns_world = world is None
+        precision.check(self.spec.precision, self.world.device)
+        self._settings: arithmetic.Settings | None = arithmetic.enter(self.spec, self.world.device)
+        self.is_main = self.world.rank == 0
+        self.path = Path(out) if out is not None else None
+        self.name = name or (self.path.name if self.path else "run")
+        self.book = Book(sinks if self.is_main else ())
+        self.ema: Ema | None = None
+        self.fingerprint: dict[str, Any] = {}
+        self._folder: folder.Folder | None = None
+        self._stepper: Stepper | None = None
+        self._rate: Rate | None = None
+        self._updates = self._steps_done = 0
+        self._now: Step | None = None
+        self._outcome: Outcome = "stopped"
+        if self.path is not None and self.is_main:
+            self._folder = folder.Folder(self.path)
+        torch.manual_seed(mix(Stream.INIT, self.spec.seed) >> 1)
+
+    # -- set-up ------------------------------------------------------------------------------------------------
+
+    def setup(self, model: Model, optimizer: Optimizer, lr: Rate | None = None) -> tuple[Model, Optimizer]:
+        """Places model and optimiser: device, memory format, rank 0's weights everywhere, hooks.
+
+        Arguments:
+            model: any module; it stays the same object with the same parameter names.
+            optimizer: over the model's parameters.
+            lr: a rate to set before each update (`squall.lr`); without one, the groups' own rates stay.
+
+        Raises:
+            InputError: an optimiser of another model, lazy or complex parameters.
+            RunError: ranks that compute with different arithmetic.
+        """
+        spec, world = self.spec, self.world
+        _check_optimizer(model, optimizer)
+        model.to(world.device)
+        if spec.channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        _same_everywhere(world, model)
+        self._stepper = Stepper(spec, world, model)
+        precision.wrap_forward(model, spec.precision, world.device)
+        if spec.compile:
+            model.compile()
+        self.fingerprint = fingerprint(spec, world.device)
+        agree(world, self.fingerprint, spec.reduction == "exact")
+        if spec.ema is not None:
+            self.ema = Ema([*model.named_parameters(), *model.named_buffers()], spec.ema)
+        optimizer.register_step_pre_hook(self._before_update)
+        optimizer.register_step_post_hook(self._after_update)
+        self._optimizer, self._rate, self._model = optimizer, lr, model
+        return model, optimizer
+
+    # -- training ----------------------------------------------------------------------------------------------
+
+    def steps(self, data: Any, *, collate: Callable[..., Any] | None = None, num_workers: int = 0) -> Iterator[Step]:
+        """One update after the other, over all epochs.
+
+        Arguments:
+            data: a map-style data set (`len`, `[index]`), or one of Squall's own.
+            collate: joins samples into a batch; torch's default otherwise.
+            num_workers: loader processes of this process; they change no result.
+
+        Raises:
+            InputError: more processes than passes; a virtual worker of one sample under batch normalisation.
+            RunError: a step left early, an update forgotten.
+            Diverged: the loss is not finite any more.
+        """
+        stepper = self._require_setup()
+        order = stepper.begin(data, collate, num_workers)
+        stepper.clock = self.book.clock
+        stepper.clock.reset()
+        self._announce(stepper)
+        try:
+            for index in range(order.num_steps):
+                plan = order.step(index)
+                step = self._now = Step(stepper, plan, self._set_rate(order.progress(index)), self._diverged)
+                before = self._updates
+                yield step
+                step.require_complete("the next step")
+                if self._updates == before:
+                    raise RunError(
+                        f"optimizer.step() was not called in step {index}",
+                        [
+                            ("rule", "one update a step: optimizer.step() after the inner loop"),
+                            ("effect", "the model would not learn"),
+                        ],
+                    )
+                assert step.sums is not None
+                self.book.note_step(index, plan.epoch, step.lr, step.sums)
+                if plan.ends_epoch:
+                    self.book.end_epoch(plan.epoch, index, step.lr)
+                    stepper.clock.reset()
+            self._outcome = "finished"
+        finally:
+            stepper.close()
+
+    # -- evaluation and records --------------------------------------------------------------------------------
+
+    def evaluate(
+        self,
+        model: nn.Module,
+        data: Any,
+        measure: Callable[[Any, Any], torch.Tensor],
+        *,
+        collate: Callable[..., Any] | None = None,
+        num_workers: int = 0,
+    ) -> evaluate.PerSample:
+        """Measures every sample once, on all processes together.
+
+        Arguments:
+            data: a set of (input, target) pairs.
+            measure: (outputs, targets) of a batch -> one value per sample.
+
+        Returns:
+            The values of the whole set in its order; `.mean()` is the metric. With `ema`, of the averaged weights.
+        """
+        with self._averaged():
+            return evaluate.per_sample(self.spec, self.world, model, data, measure, collate=collate, num_workers=num_workers)
+
+    def averages(
+        self,
+        model: nn.Module,
+        data: Any,
+        step: Callable[[nn.Module, Any], tuple[Loss, Metrics]],
+        *,
+        collate: Callable[..., Any] | None = None,
+        num_workers: int = 0,
+    ) -> dict[str, float]:
+        """Runs a task's step over a set: the mean loss and every metric by name."""
+        with self._averaged():
+            return evaluate.averages(self.spec, self.world, model, data, step, collate=collate, num_workers=num_workers)
+
+    def log(
+        self, *, val: Mapping[str, float] | None = None, test: Mapping[str, float] | None = None, **values: float
+    ) -> None:
+        """Records values at this point of the training; `val` and `test` (averages by name) join the epoch's record."""
+        numbers = {name: float(value) for name, value in values.items() if value is not None}
+        self.book.note_values(self._steps_done, val or {}, test or {}, numbers)
+
+    def position(self) -> str:
+        """Where the run is, for messages: rank, epoch, step."""
+        now = self._now
+        where = f"epoch {now.epoch + 1}, step {now.index}" if now else "before the first step"
+        return f"rank {self.world.rank} of {self.world.size}, {where}"
+
+    def finisher(self, data: Any) -> Callable[[Any, Draw], Any]:
+        """What the run does to a batch of this set once it is on its device."""
+        return finisher(data, self.spec)
+
+    # -- end ---------------------------------------------------------------------------------------------------
+
+    def finish(self, **values: Any) -> Result:
+        """Closes the ledger, compares the ranks' weights, writes weights and result.
+
+        Arguments:
+            values: joins result.json.
+
+        Raises:
+            RunError: a missed or doubled sample; ranks with different weights.
+        """
+        stepper = self._require_setup()
+        if stepper.ledger is None:
+            raise RunError("run.finish() before run.steps(...)", [("rule", "train first")])
+        ledger = stepper.ledger.settle(self.world, self._steps_done)
+        sha256 = weights.sha256(self._model.named_parameters())
+        if say(self.world, sha256) != sha256:
+            raise RunError(
+                f"rank {self.world.rank} ends with other weights than rank 0",
+                [("rule", "every rank applies the same updates to the same weights")],
+            )
+        if self._folder is not None:
+            state = self._model.state_dict()
+            weights.save(self._folder.path / folder.WEIGHTS, state, {"squall": "weights", "sha256": sha256})
+            if self.ema is not None:
+                with self.ema.swapped():
+                    weights.save(self._folder.path / folder.EMA_WEIGHTS, self._model.state_dict(), {"squall": "ema"})
+        return self._end(self._outcome, "", {"weights_sha256": sha256, "ledger": ledger.as_dict(), **values})
+
+    def close(self) -> None:
+        """Gives everything back: files, loader processes, process group, torch's settings. Safe to call twice."""
+        if self._stepper is not None:
+            self._stepper.close()
+        self.book.close()
+        if self._folder is not None:
+            self._folder.close()
+            self._folder = None
+        if self._settings is not None:
+            arithmetic.leave(self._settings)
+            self._settings = None
+        if self._owns_world:
+            self._owns_world = False
+            self.world.close()
+
+    # -- inside ------------------------------------------------------------------------------------------------
+
+    def _require_setup(self) -> Stepper:
+        if self._stepper is None:
+            raise RunError("run.setup was not called", [("to do", "model, optimizer = run.setup(model, optimizer)")])
+        return self._stepper
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        return self.ema.swapped() if self.ema is not None else nullcontext()
+
+    def _set_rate(self, progress: float) -> float | None:
+        groups = self._optimizer.param_groups
+        if self._rate is None:
+            return float(groups[0]["lr"]) if groups else None
+        rate = self._rate.at(progress, global_batch_size=self.spec.global_batch_size, epochs=self.spec.epochs)
+        set_rate(self._optimizer, rate)
+        return rate
+
+    def _before_update(self, *_: Any) -> None:
+        if self._now is not None:
+            self._now.require_complete("optimizer.step()")
+
+    def _after_update(self, *_: Any) -> None:
+        self._updates += 1
+        if self._now is not None:
+            self._steps_done = self._now.index + 1
+        if self.ema is not None:
+            self.ema.update()
+        self.book.note_update()
+
+    def _announce(self, stepper: Stepper) -> None:
+        order, spec = stepper.order, self.spec
+        assert order is not None
+        if self._folder is not None:
+            self.book.write_to(self._folder.path / folder.RECORDS)
+        self.book.emit(
+            Started(
+                name=self.name,
+                folder=str(self.path) if self.path else "",
+                processes=self.world.size,
+                seed=spec.seed,
+                fingerprint=self.fingerprint,
+                num_steps=order.num_steps,
+                steps_per_epoch=order.steps_per_epoch,
+                epochs=spec.epochs,
+                global_batch_size=spec.global_batch_size,
+                worker_batch_size=spec.worker_batch_size,
+                num_samples=order.num_samples,
+                num_parameters=sum(p.numel() for p in self._model.parameters()),
+            )
+        )
+
+    def _diverged(self, step: Step, loss: float) -> Diverged:
+        rate = "unknown" if step.lr is None else f"{step.lr:.6g}"
+        advice = "a smaller rate (lr.base), a longer warm-up (lr.warmup_epochs), or clip_grad_norm=1.0"
+        error = Diverged(
+            f"the run diverged: the loss is {loss} in step {step.index}, epoch {step.epoch + 1}",
+            [("rate", rate), ("to try", advice)],
+        )
+        self._end("diverged", advice, {"diverged_at_step": step.index, "diverged_at_rate": step.lr})
+        return error
+
+    def _end(self, outcome: Outcome, advice: str, values: Mapping[str, Any]) -> Result:
+        found: dict[str, Any] = {
+            "name": self.name,
+            "outcome": outcome,
+            **self.book.headline(),
+            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "processes": self.world.size,
+            "global_batch_size": self.spec.global_batch_size,
+            "worker_batch_size": self.spec.worker_batch_size,
+            "steps": self._steps_done,
+            "fingerprint": self.fingerprint,
+            "fingerprint_sha256": digest(self.fingerprint),
+            **arithmetic.versions(),
+            **values,
+        }
+        if self._folder is not None:
+            self._folder.write_json(folder.RESULT, found)
+        self.book.emit(Ended(outcome, advice, found["seconds"], found))
+        last = self.book.epochs[-1] if self.book.epochs else None
+        result = Result(
+            outcome,
+            advice,
+            self.path,
+            found,
+            train=last.train if last else {},
+            val=last.val if last else {},
+            test=last.test if last else {},
+        )
+        self.close()
+        return result
+
+
+def _check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    own = {id(parameter) for parameter in model.parameters()}
+    strangers = sum(id(p) not in own for group in optimizer.param_groups for p in group["params"])
+    if strangers:
+        raise InputError(
+            f"the optimiser holds {strangers} parameters that are not the model's",
+            [("to do", "build the optimiser from the model that goes into run.setup: SGD(model.parameters(), ...)")],
+        )
+
+
+def _same_everywhere(world: World, model: nn.Module) -> None:
+    """Rank 0's parameters and buffers on every rank, in one message a dtype."""
+    names = "\n".join(f"{name} {tuple(t.shape)} {t.dtype}" for name, t in model.state_dict().items())
+    if say(world, names) != names:
+        raise RunError(
+            f"rank {world.rank} built another model than rank 0",
+            [("rule", "the model factory must give the same layers, names and shapes in every process")],
+        )
+    if world.group is None:
+        return
+    tensors = [*model.parameters(), *model.buffers()]
+    for dtype in {tensor.dtype: None for tensor in tensors}:
+        group = [tensor.detach() for tensor in tensors if tensor.dtype == dtype]
+        flat = broadcast(world, torch.cat([tensor.flatten() for tensor in group]), 0)
+        for tensor, piece in zip(group, flat.split([tensor.numel() for tensor in group]), strict=True):
+            tensor.copy_(piece.view(tensor.shape))

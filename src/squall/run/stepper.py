@@ -1,0 +1,220 @@
+"""The machinery behind a step: reads this process's passes, computes them, reduces, keeps time and ledger.
+
+Hosting: the step's passes are the leaves of the reduction tree; a process hosts a contiguous run of them. Nothing a
+pass computes depends on who hosts it: its samples come from the order, its random numbers from (seed, epoch, step,
+pass), its buffers from the step's start, its normalisation groups from the plan.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from squall.cluster.world import World
+from squall.data.batches import read
+from squall.data.order import Draw, Order, StepPlan
+from squall.errors import InputError, RunError
+from squall.metrics import Mean
+from squall.model.ghostnorm import has_batch_norm, split_normalisation
+from squall.reduce.tree import share
+from squall.rng import seed_pass
+from squall.run.ledger import Ledger
+from squall.run.passes import Passes, StepSums
+from squall.run.precision import LossScale
+from squall.run.spec import RunSpec
+
+
+@dataclass
+class Clock:
+    """Seconds of the current epoch spent on reading data and on waiting for other ranks, since the last reset."""
+
+    data: float = 0.0
+    wait: float = 0.0
+    start: float = 0.0
+    samples: int = 0
+
+    def reset(self) -> None:
+        """Begins a new stretch."""
+        self.data = self.wait = 0.0
+        self.samples = 0
+        self.start = time.perf_counter()
+
+
+class Stepper:
+    """Runs the passes of one process.
+
+    Arguments:
+        model: set up: on its device, in its memory format.
+        data, order: the training set and who sees which sample of it.
+        finish: turns a batch as it was read into what the user's loop gets.
+    """
+
+    def __init__(self, spec: RunSpec, world: World, model: nn.Module) -> None:
+        self.spec, self.world, self.model = spec, world, model
+        self.passes = Passes(model, world, exact=spec.reduction == "exact")
+        self.parameters = self.passes.parameters
+        self.scale = LossScale(spec.precision)
+        self.clock = Clock()
+        self.first_step = 0
+        self.num_passes = 0
+        self.read_samples = 0
+        self._groups = split_normalisation(model) if spec.fuse > 1 else None
+        self._reader: Iterator[tuple[Draw, Any]] = iter(())
+        self.ledger: Ledger | None = None
+        self.order: Order | None = None
+        self.where = (0, 0)
+
+    def begin(self, data: Any, collate: Callable[..., Any] | None, num_workers: int, first_step: int = 0) -> Order:
+        """Prepares to read a training set from a given step on.
+
+        Raises:
+            InputError: more processes than passes; a virtual worker of one sample under batch normalisation.
+        """
+        order = self.spec.order(len(data))
+        check_hosting(order, self.world.size, has_batch_norm(self.model))
+        self.order, self.ledger, self.first_step = order, Ledger(order), first_step
+        self._reader = iter(
+            read(
+                data,
+                self._draws(order, first_step),
+                seed=self.spec.seed,
+                device=self.world.device,
+                collate=collate,
+                num_workers=num_workers,
+                finish=finisher(data, self.spec),
+            )
+        )
+        self.clock.reset()
+        return order
+
+    def open_step(self, plan: StepPlan) -> range:
+        """Begins a step; returns the passes to compute here."""
+        leaves = self.passes.open(plan.num_passes)
+        self.num_passes = len(leaves)
+        return leaves
+
+    def open_pass(self, plan: StepPlan, leaf: int) -> Any:
+        """Reads the pass's batch and prepares the model and the generators for it."""
+        started = time.perf_counter()
+        self.where = (plan.index, plan.epoch)
+        draw, batch = next(self._reader)
+        assert self.order is not None
+        assert self.ledger is not None
+        self.ledger.note(plan, leaf, self.order.draw(plan, leaf), draw)
+        self.read_samples = len(draw)
+        self.clock.data += time.perf_counter() - started
+        if self._groups is not None:
+            self._groups.sizes = _shrink(plan.pass_workers(leaf), len(draw))
+        seed_pass(self.world.device, self.spec.seed, plan.epoch, plan.index, leaf)
+        self.passes.begin_pass(leaf)
+        return batch
+
+    def backward(self, loss: torch.Tensor, count: float | torch.Tensor, num_samples: int, metrics: dict[str, Mean]) -> None:
+        """The pass's backward, and its share of the step's sums."""
+        self.passes.backward(loss * self.scale.factor if self.scale.active else loss)
+        self.passes.end_pass(loss, count, num_samples, metrics)
+
+    def close_step(self, plan: StepPlan) -> StepSums:
+        """Waits for the sums of all processes."""
+        started = time.perf_counter()
+        sums = self.passes.finish()
+        self.clock.wait += time.perf_counter() - started
+        self.clock.samples += plan.num_samples
+        if self.scale.active:
+            self.passes.scale(1 / self.scale.factor)
+            finite = self.passes.is_finite()
+            self.scale.note(finite)
+            if not finite:
+                self.passes.detach()
+        if sums.count <= 0:
+            raise RunError(f"the losses of step {plan.index} count {sums.count} samples", [("rule", "the count must be positive")])
+        return sums
+
+    def close(self) -> None:
+        """Ends the reader's processes."""
+        closer = getattr(self._reader, "close", None)
+        if closer is not None:
+            closer()
+        self._reader = iter(())
+
+    def _draws(self, order: Order, first_step: int) -> Iterator[Draw]:
+        for index in range(first_step, order.num_steps):
+            plan = order.step(index)
+            for leaf in range(*share(plan.num_passes, self.world.size, self.world.rank)):
+                yield order.draw(plan, leaf)
+
+
+def check_hosting(order: Order, num_processes: int, normalises: bool) -> None:
+    """Refuses a number of processes or a cut that cannot work.
+
+    Raises:
+        InputError: with the numbers and what to change.
+    """
+    if order.num_steps == 0:
+        raise InputError(
+            f"no minibatch of {order.global_batch_size} fits into {order.num_samples} samples",
+            [("rule", 'last_batch = "drop" leaves nothing'), ("to do", "a smaller global_batch_size, or last_batch=short")],
+        )
+    plan = order.step(0)
+    if num_processes > plan.num_passes:
+        raise InputError(
+            f"{num_processes} processes for {plan.num_passes} passes",
+            [
+                ("found", f"{len(plan.worker_sizes)} virtual workers, {order.fuse} a pass (fuse): {plan.num_passes} passes a step"),
+                ("rule", "each process needs a pass of its own to compute"),
+                ("to do", f"--processes {plan.num_passes} or fewer, or a smaller fuse or worker_batch_size"),
+            ],
+        )
+    last = order.step(order.num_steps - 1)
+    for step in (plan, order.step(min(order.steps_per_epoch, order.num_steps) - 1), last):
+        if normalises and 1 in step.worker_sizes:
+            raise InputError(
+                f"step {step.index} has a virtual worker of one sample, and the model has batch normalisation",
+                [
+                    ("found", f"{step.num_samples} samples over {len(step.worker_sizes)} workers of n = {order.worker_batch_size}"),
+                    ("rule", "a mean and a variance need two samples or more"),
+                    ("to do", "another worker_batch_size or global_batch_size, or last_batch=drop or carry"),
+                ],
+            )
+
+
+def finisher(data: Any, spec: RunSpec) -> Callable[[Any, Draw], Any]:
+    """What is done to a batch once it is on its device: the set's own `finish`, then the recipe's memory format."""
+    own = getattr(data, "finish", None)
+
+    def finish(batch: Any, draw: Draw) -> Any:
+        return as_memory_format(batch if own is None else own(batch, draw, spec.seed), spec.channels_last)
+
+    return finish
+
+
+def as_memory_format(value: Any, channels_last: bool) -> Any:
+    """Brings image batches (4-d floating-point tensors) in a batch into the recipe's memory format."""
+    if isinstance(value, torch.Tensor):
+        if value.ndim != 4 or not value.is_floating_point():
+            return value
+        return value.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(as_memory_format(item, channels_last) for item in value))
+    if isinstance(value, list | tuple):
+        return type(value)(as_memory_format(item, channels_last) for item in value)
+    if isinstance(value, dict):
+        return {key: as_memory_format(item, channels_last) for key, item in value.items()}
+    return value
+
+
+def _shrink(sizes: tuple[int, ...], num_samples: int) -> tuple[int, ...]:
+    """Group sizes after skipped images: the last workers of the pass give them up."""
+    missing = sum(sizes) - num_samples
+    shrunk = list(sizes)
+    for index in reversed(range(len(shrunk))):
+        taken = min(missing, shrunk[index])
+        shrunk[index] -= taken
+        missing -= taken
+    return tuple(size for size in shrunk if size)
+

@@ -1,0 +1,80 @@
+"""What a run left behind, read again: its recipe, its model, its result."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from squall.errors import InputError
+from squall.model import weights
+from squall.recipe import Recipe
+from squall.recipe import load as load_recipe
+from squall.run.folder import EMA_WEIGHTS, RECIPE, RESULT, WEIGHTS
+from squall.training.compose import model_of
+
+LAST = "last"
+
+
+def find(run: str | Path, runs: Path = Path("runs")) -> Path:
+    """The folder of a run: a path, a name under runs/, or "last" for the newest that wrote a result.
+
+    Raises:
+        InputError: there is no such run; names the newest ones.
+    """
+    folders = sorted((p.parent for p in runs.glob(f"*/{RESULT}")), key=lambda p: (p / RESULT).stat().st_mtime)
+    if str(run) == LAST:
+        if folders:
+            return folders[-1]
+        raise InputError(f"no run in {runs}/ has a result yet", [("to do", "squall train digits")])
+    for path in (Path(run), runs / run):
+        if (path / RESULT).is_file():
+            return path
+    newest = ", ".join(folder.name for folder in reversed(folders[-3:]))
+    raise InputError(f"{run} is no run folder with a {RESULT}", [("newest", newest)] if newest else [])
+
+
+def result(run: str | Path) -> dict[str, Any]:
+    """A run's result.json."""
+    values: dict[str, Any] = json.loads((find(run) / RESULT).read_text(encoding="utf-8"))
+    return values
+
+
+def recipe_of(folder: Path) -> Recipe:
+    """The resolved recipe of a run.
+
+    Raises:
+        InputError: the run came from a loop of your own, which has none.
+    """
+    if not (folder / RECIPE).is_file():
+        raise InputError(
+            f"{folder} has no {RECIPE}",
+            [("found", "a run of your own loop"), ("to do", "build the model yourself and squall.load(run, model)")],
+        )
+    return load_recipe(folder / RECIPE)
+
+
+def load(run: str | Path, model: nn.Module | None = None, *, ema: bool | None = None) -> nn.Module:
+    """The trained model of a run, in evaluation mode.
+
+    Arguments:
+        run: folder, name under runs/, or "last".
+        model: takes the weights; by default the recipe's network is built. Needed for tasks and loops of your own.
+        ema: take the averaged weights; by default if the run has them.
+
+    Raises:
+        InputError: no such run, or weights that do not fit the model.
+    """
+    folder = find(run)
+    if model is None:
+        recipe = recipe_of(folder)
+        if recipe.model is None:
+            raise InputError(
+                f"{folder} trained a task of its own", [("to do", "squall.load(run, model) with the model that the task makes")]
+            )
+        model = model_of(recipe.model.model_copy(update={"weights": None}))
+    averaged = (folder / EMA_WEIGHTS).is_file() if ema is None else ema
+    weights.load_into(model, folder / (EMA_WEIGHTS if averaged else WEIGHTS))
+    return model.eval()
