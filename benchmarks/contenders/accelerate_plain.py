@@ -6,7 +6,7 @@ torchrun --nproc_per_node 2 benchmarks/contenders/accelerate_plain.py --data DIR
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from shared import Images, Stopwatch, augment, network, read_images, settings
+from shared import Images, Stopwatch, augment_nchw, network, read_images, settings
 from torch.utils.data import DataLoader
 
 
@@ -14,7 +14,7 @@ def main() -> None:
     wanted = settings()
     accelerator = Accelerator(cpu=True)
     data = Images(*read_images(wanted.data, wanted.num_images))
-    loader = DataLoader(data, batch_size=wanted.batch_size, shuffle=True, collate_fn=augment)
+    loader = DataLoader(data, batch_size=wanted.batch_size, shuffle=True, collate_fn=augment_nchw)
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9, nesterov=True, weight_decay=5e-4)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)

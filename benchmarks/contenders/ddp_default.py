@@ -6,7 +6,7 @@ torchrun --nproc_per_node 2 benchmarks/contenders/ddp_default.py --data DIR --ou
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from shared import Images, Stopwatch, augment, network, read_images, settings
+from shared import Images, Stopwatch, augment_nchw, network, read_images, settings
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
 
@@ -16,7 +16,7 @@ def main() -> None:
     dist.init_process_group("gloo")
     data = Images(*read_images(wanted.data, wanted.num_images))
     sampler = DistributedSampler(data)
-    loader = DataLoader(data, batch_size=wanted.batch_size, sampler=sampler, collate_fn=augment)
+    loader = DataLoader(data, batch_size=wanted.batch_size, sampler=sampler, collate_fn=augment_nchw)
     model = DistributedDataParallel(network())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9, nesterov=True, weight_decay=5e-4)
     watch = Stopwatch(wanted)

@@ -31,7 +31,6 @@ def main() -> None:
     sampler.set_epoch(0)
     for images, labels in loader:
         optimizer.zero_grad()
-        images = images.to(memory_format=torch.channels_last)
         passes = list(zip(images.split(wanted.worker_batch_size), labels.split(wanted.worker_batch_size), strict=True))
         for number, (inputs, targets) in enumerate(passes):
             with nullcontext() if number == len(passes) - 1 else model.no_sync():

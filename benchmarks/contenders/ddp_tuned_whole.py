@@ -28,7 +28,7 @@ def main() -> None:
     for images, labels in loader:
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
-            loss = F.cross_entropy(model(images.to(memory_format=torch.channels_last)), labels)
+            loss = F.cross_entropy(model(images), labels)
         loss.backward()
         optimizer.step()
         watch.updated(loss)

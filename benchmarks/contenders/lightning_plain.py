@@ -8,7 +8,7 @@ import tempfile
 import lightning
 import torch
 import torch.nn.functional as F
-from shared import Images, Settings, Stopwatch, augment, network, read_images, settings
+from shared import Images, Settings, Stopwatch, augment_nchw, network, read_images, settings
 from torch.utils.data import DataLoader
 
 
@@ -34,7 +34,7 @@ class Classifier(lightning.LightningModule):
 def main() -> None:
     wanted = settings()
     data = Images(*read_images(wanted.data, wanted.num_images))
-    loader = DataLoader(data, batch_size=wanted.batch_size, shuffle=True, collate_fn=augment)
+    loader = DataLoader(data, batch_size=wanted.batch_size, shuffle=True, collate_fn=augment_nchw)
     with tempfile.TemporaryDirectory() as folder:
         trainer = lightning.Trainer(
             accelerator="cpu", devices=wanted.processes, strategy="ddp", max_epochs=1, default_root_dir=folder

@@ -24,7 +24,8 @@ from torch.utils.data import TensorDataset
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 _RECORD = 1 + 3 * 32 * 32
-_MEAN, _STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+_MEAN, _STD = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.2470, 0.2435, 0.2616])
+_SCALE, _SHIFT = 1 / (255 * _STD), -_MEAN / _STD
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Images(TensorDataset):
     def __getitems__(self, ids: list[int]) -> Batch:
         rows = torch.tensor(ids)
         images, labels = self.tensors
-        return images[rows], labels[rows]
+        return images.index_select(0, rows), labels.index_select(0, rows)
 
 
 def augment(batch: Batch) -> Batch:
@@ -106,7 +107,7 @@ def augment(batch: Batch) -> Batch:
         batch: uint8 (n, 32, 32, 3) and labels (n,).
 
     Returns:
-        float32 (n, 3, 32, 32), contiguous, and the labels.
+        float32 (n, 3, 32, 32), channels-last in memory, and the labels.
     """
     images, labels = batch
     num = len(images)
@@ -117,9 +118,15 @@ def augment(batch: Batch) -> Batch:
     y = top + across  # (n, 32)
     x = left + torch.where(flipped, 31 - across, across)  # (n, 32)
     index = (torch.arange(num)[:, None, None] * 40 + y[:, :, None]) * 40 + x[:, None, :]
-    pixels = padded.view(-1, 3)[index.view(-1)].view(num, 32, 32, 3)
-    inputs = pixels.float().mul_(1 / 255).sub_(torch.tensor(_MEAN)).div_(torch.tensor(_STD))
-    return inputs.permute(0, 3, 1, 2).contiguous(), labels
+    rows = padded.view(-1, 3).index_select(0, index.view(-1)).view(num * 32, 32 * 3).float()
+    inputs = rows.mul_(_SCALE.repeat(32)).add_(_SHIFT.repeat(32)).view(num, 32, 32, 3)
+    return inputs.permute(0, 3, 1, 2), labels
+
+
+def augment_nchw(batch: Batch) -> Batch:
+    """As `augment`, in PyTorch's default memory format."""
+    inputs, labels = augment(batch)
+    return inputs.contiguous(), labels
 
 
 class Stopwatch:

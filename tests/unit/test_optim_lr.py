@@ -232,6 +232,12 @@ class TestDescribe:
     def test_a_skipped_warmup_is_not_shown(self) -> None:
         assert GOYAL.describe(imagenet(256))[0].what == ""
 
+    def test_a_ramp_that_ends_between_two_steps_is_shown_up_to_the_peak(self) -> None:
+        order = Order(num_samples=30, global_batch_size=10, worker_batch_size=10, epochs=4, seed=0)
+        ramp, rest = Rate(base=0.3, schedule="cosine", warmup_epochs=0.5).describe(order)
+        assert (ramp.last_step, ramp.to_rate) == (2, 0.3)
+        assert rest.from_rate < 0.3
+
     def test_drops_after_the_end_are_not_shown(self) -> None:
         order = Order(num_samples=256, global_batch_size=256, worker_batch_size=32, epochs=50, seed=0)
         assert [s.what for s in GOYAL.describe(order)] == ["", "epoch 30"]

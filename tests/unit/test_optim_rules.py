@@ -63,10 +63,14 @@ def length(x: Array) -> float:
     return math.sqrt(math.fsum(float(v) ** 2 for v in x.ravel()))
 
 
-def lars(w: Array, g: Array, s: dict[str, Any], rate: float, decay: float) -> Array:
-    ratio = 0.001 * length(w) / (length(g) + decay * length(w)) if w.ndim > 1 else 1.0
-    s["u"] = 0.9 * s.get("u", 0) + ratio * (g + decay * w)
-    return w - rate * s["u"]
+def lars(momentum: float, nesterov: bool) -> Twin:
+    plain = sgd(momentum, nesterov)
+
+    def step(w: Array, g: Array, s: dict[str, Any], rate: float, decay: float) -> Array:
+        ratio = 0.001 * length(w) / (length(g) + decay * length(w)) if w.ndim > 1 else 1.0
+        return w + plain(0 * w, ratio * (g + decay * w), s, rate, 0.0)
+
+    return step
 
 
 def lamb(w: Array, g: Array, s: dict[str, Any], rate: float, decay: float) -> Array:
@@ -97,7 +101,9 @@ RULES = [
     Case("adamw", 0.05, adam(True, 0.8, 0.95, 1e-6), {"betas": [0.8, 0.95], "eps": 1e-6}),
     Case("adagrad", 0.5, adagrad),
     Case("rmsprop", 0.01, rmsprop, {"momentum": 0.9}),
-    Case("lars", 20.0, lars, {"momentum": 0.9}),
+    Case("lars", 100.0, lars(0.0, False)),
+    Case("lars", 20.0, lars(0.9, False), {"momentum": 0.9}),
+    Case("lars", 20.0, lars(0.9, True), {"momentum": 0.9, "nesterov": True}),
     Case("lamb", 0.05, lamb),
 ]
 every_rule = pytest.mark.parametrize("case", RULES, ids=str)

@@ -1,7 +1,7 @@
 """Recipes: typed, frozen, TOML in and out; checks that span components. Loads without torch.
 
-    recipe = squall.recipe.load("cifar10")
-    recipe = squall.recipe.override(recipe, ["lr=0.2", "model.width=16"])
+recipe = squall.recipe.load("cifar10")
+recipe = squall.recipe.override(recipe, ["lr=0.2", "model.width=16"])
 """
 
 from squall.recipe.fields import FieldRow, fields_table

@@ -163,7 +163,10 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[Row]:
     if tables["loss"].get("label_smoothing") and tables["loss"].get("name", LOSSES[0]) not in LOSSES:
         yield f"loss.label_smoothing={shown(tables['loss']['label_smoothing'])}", "belongs to cross_entropy only"
     if values.get("loss_over") == "worker" and compute.get("fuse", 1) != 1:
-        yield f"compute.fuse={shown(compute['fuse'])}", 'must be 1 with loss_over = "worker": each worker needs its own loss'
+        yield (
+            f"compute.fuse={shown(compute['fuse'])}",
+            'must be 1 with loss_over = "worker": each worker needs its own loss',
+        )
 
 
 def _name(label: str, name: Any, valid: Sequence[str], own: str) -> Iterator[Row]:
@@ -173,12 +176,14 @@ def _name(label: str, name: Any, valid: Sequence[str], own: str) -> Iterator[Row
 
 def _model(model: Mapping[str, Any]) -> Iterator[Row]:
     name = model.get("name")
-    if isinstance(name, str) and name not in MODELS and not is_own(name):
+    if not isinstance(name, str):
+        return
+    if name not in MODELS and not is_own(name):
         near = nearest(name, list(MODELS), most=4) or list(MODELS)
         yield f"model.name={name}", f'not known. Near: {" ".join(near)}, or "package.module:function"'
     if name not in MODELS:
         return
-    valid = MODELS[name]
+    valid = list(MODELS[name])
     for key in model:
         if key not in ("name", "weights", "freeze", *valid):
             near = nearest(key, valid) or valid
@@ -188,7 +193,10 @@ def _model(model: Mapping[str, Any]) -> Iterator[Row]:
 def _data(data: Mapping[str, Any]) -> Iterator[Row]:
     yield from _name("data.name", data.get("name"), DATA, '"package.module:function"')
     if data.get("name") in NEEDS_ROOT and not data.get("root"):
-        yield "data.root", f'missing: {data["name"]} needs the folder of the set below --data, for example root = "photos"'
+        yield (
+            "data.root",
+            f'missing: {data["name"]} needs the folder of the set below --data, for example root = "photos"',
+        )
     for list_name in ("train", "val"):
         ops = data.get(list_name)
         for index, op in enumerate(ops if isinstance(ops, list | tuple) else ()):
@@ -229,14 +237,20 @@ def _rate(lr: Mapping[str, Any], epochs: Any) -> Iterator[Row]:
     milestones = [m for m in given if isinstance(m, int | float)] if isinstance(given, list | tuple) else []
     schedule = lr.get("schedule")
     if milestones and schedule in ("constant", "cosine"):
-        yield f"lr.milestones={shown(given)}", f"not read with schedule={schedule}; write schedule=step, or leave them out"
+        yield (
+            f"lr.milestones={shown(given)}",
+            f"not read with schedule={schedule}; write schedule=step, or leave them out",
+        )
     if schedule == "step" and not milestones and not isinstance(given, str):
         yield "lr.schedule=step", "needs milestones in epochs, for example milestones=[30, 60, 80]"
     if milestones != sorted(set(milestones)):
         yield f"lr.milestones={shown(given)}", "must rise"
     if isinstance(epochs, int | float) and any(m >= epochs for m in milestones):
         late = shown([m for m in milestones if m >= epochs])
-        yield f"lr.milestones={shown(given)}", f"{late} not before the end: the run has {epochs} epochs, epochs={epochs}"
+        yield (
+            f"lr.milestones={shown(given)}",
+            f"{late} not before the end: the run has {epochs} epochs, epochs={epochs}",
+        )
     if lr.get("warmup") in ("gradual", "constant") and not lr.get("warmup_epochs"):
         yield f"lr.warmup={lr['warmup']}", "needs warmup_epochs, for example 5"
     if lr.get("warmup") == "none" and lr.get("warmup_epochs"):

@@ -38,7 +38,11 @@ def source(name: str) -> str:
         rows = [("near", ", ".join(near))] if near else []
         raise InputError(
             f"no recipe called {name}",
-            [*rows, ("shipped", " ".join(known)), ("or", "the path of a .toml file, or of a .py file that defines task")],
+            [
+                *rows,
+                ("shipped", " ".join(known)),
+                ("or", "the path of a .toml file, or of a .py file that defines task"),
+            ],
         )
     return (_FOLDER / f"{name}.toml").read_text(encoding="utf-8")
 

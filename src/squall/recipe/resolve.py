@@ -1,8 +1,8 @@
-"""From what a person writes to complete fields: short forms, the third of three batch sizes, defaults that depend on others.
+"""From what a person writes to complete fields: short forms, the third batch size, defaults that depend on others.
 
 Three small rewritings, in this order: `flatten` (short forms become tables), `solve_batches` (two of kn, n, k give the
-third; Goyal et al. 2017, section 2.3: n is what normalisation sees, kn what the optimizer sees), and, once the recipe is
-built, `fill` (a default that follows from another field).
+third; Goyal et al. 2017, section 2.3: n is what normalisation sees, kn what the optimizer sees), and, once the recipe
+is built, `fill` (a default that follows from another field).
 """
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ def solve_batches(values: dict[str, Any], mistakes: Mistakes) -> None:
     if len(given) < 2:
         missing = [key for key in BATCH_FIELDS if key not in given]
         found = ", ".join(f"{key}={value!r}" for key, value in given.items()) or "batch sizes"
-        mistakes.add(found, f"one more is needed: {' or '.join(missing)}" if given else f"give two of {', '.join(missing)}")
+        mistakes.add(
+            found, f"one more is needed: {' or '.join(missing)}" if given else f"give two of {', '.join(missing)}"
+        )
     total, each, workers = (given.get(key) for key in BATCH_FIELDS)
     if len(given) < 2 or not all(map(_is_count, given.values())):
         for key in BATCH_FIELDS[:2]:
@@ -100,7 +102,7 @@ def solve_batches(values: dict[str, Any], mistakes: Mistakes) -> None:
     elif workers is not None and each * workers != total:
         mistakes.add(
             f"global_batch_size={total}",
-            f"contradicts worker_batch_size={each} x virtual_workers={workers} = {each * workers}; give two of the three",
+            f"contradicts worker_batch_size={each} x virtual_workers={workers} = {each * workers}; give two of them",
         )
     elif each > total:
         mistakes.add(f"worker_batch_size={each}", f"is larger than global_batch_size={total}")
@@ -122,8 +124,8 @@ def _is_count(value: Any) -> bool:
 def fill(recipe: Recipe) -> None:
     """Fills the defaults of the rate that follow from other fields; in place.
 
-    Goes past pydantic on purpose: `model_fields_set` keeps telling what was written. An override of the minibatch's size
-    then moves a base size that nobody wrote along with it.
+    Goes past pydantic on purpose: `model_fields_set` keeps telling what was written. An override of the minibatch's
+    size then moves a base size that nobody wrote along with it.
     """
     lr, rule = recipe.lr, recipe.optimizer.name
     filled: dict[str, Any] = {
@@ -134,7 +136,9 @@ def fill(recipe: Recipe) -> None:
     }
     rises = filled["scaling"] != "none" and recipe.global_batch_size > filled["base_batch_size"]
     start = lr.warmup_from
-    if start is None or (start == "base" and lr.base_batch_size is None):  # from a base that is the peak no ramp could rise
+    if start is None or (
+        start == "base" and lr.base_batch_size is None
+    ):  # from a base that is the peak no ramp could rise
         start = "base" if rises else 0.0
     filled["warmup_from"] = start
     lr.__dict__.update(filled)

@@ -6,7 +6,7 @@ out is filled in when the recipe is built (`resolve.py`), so a recipe never mean
 was really written stays known (pydantic's `model_fields_set`), so that an override acts on the words of the recipe and
 not on their consequences.
 
-Names are the field's own: `global_batch_size` (kn of Goyal et al. 2017), `worker_batch_size` (n), `milestones`, `gamma`.
+Names are the field's own: `global_batch_size` (kn of Goyal et al. 2017), `worker_batch_size` (n), `milestones`.
 """
 
 from __future__ import annotations
@@ -40,8 +40,12 @@ class ModelSpec(Spec):
     model_config = ConfigDict(frozen=True, extra="allow", strict=True, protected_namespaces=())
 
     name: str = Field(description='a network\'s name, or "package.module:function" for your own')
-    weights: str | None = Field(None, description="where weights come from: a .safetensors file or a run's folder")
-    freeze: Words = Field((), description='parameters that stay as they are, by name or pattern: ["stem", "layer1.*"]')
+    weights: str | None = Field(
+        default=None, description="where weights come from: a .safetensors file or a run's folder"
+    )
+    freeze: Words = Field(
+        default=(), description='parameters that stay as they are, by name or pattern: ["stem", "layer1.*"]'
+    )
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -53,56 +57,75 @@ class DataSpec(Spec):
     """Which samples, and what is done to them before the network sees them."""
 
     name: str = Field(description='digits, cifar10, idx, imagefolder, or "package.module:function"')
-    root: str | None = Field(None, description="folder of the set, below --data")
-    num_workers: int = Field(0, ge=0, description="loader processes per process; changes no result")
-    train: Tables = Field((), description="operations on training images, in order: [{ random_crop = 32, padding = 4 }]")
-    val: Tables = Field((), description="operations on images of evaluation")
-    val_samples: int = Field(0, ge=0, description="training samples held out for validation, chosen by hash")
-    train_limit: Count | None = Field(None, description="use only the first so many training samples")
-    test_limit: Count | None = Field(None, description="use only the first so many test samples")
-    on_error: Literal["error", "skip"] = Field("error", description="an image that does not decode: stop, or skip and count it")
+    root: str | None = Field(default=None, description="folder of the set, below --data")
+    num_workers: int = Field(default=0, ge=0, description="loader processes per process; changes no result")
+    train: Tables = Field(
+        default=(), description="operations on training images, in order: [{ random_crop = 32, padding = 4 }]"
+    )
+    val: Tables = Field(default=(), description="operations on images of evaluation")
+    val_samples: int = Field(default=0, ge=0, description="training samples held out for validation, chosen by hash")
+    train_limit: Count | None = Field(default=None, description="use only the first so many training samples")
+    test_limit: Count | None = Field(default=None, description="use only the first so many test samples")
+    on_error: Literal["error", "skip"] = Field(
+        default="error", description="an image that does not decode: stop, or skip and count it"
+    )
 
 
 class OptimizerSpec(Spec):
     """The rule that turns a gradient into an update."""
 
-    name: str = Field("sgd", description='sgd adamw adam adagrad rmsprop lars lamb, or "package.module:Class"')
-    momentum: Fraction = Field(0.0, description="of sgd, lars, rmsprop; the buffer is free of the rate, Goyal's form (9)")
-    nesterov: bool = Field(False, description="Nesterov's form of momentum")
+    name: str = Field(default="sgd", description='sgd adamw adam adagrad rmsprop lars lamb, or "package.module:Class"')
+    momentum: Fraction = Field(
+        default=0.0, description="of sgd, lars, rmsprop; the buffer is free of the rate, Goyal's form (9)"
+    )
+    nesterov: bool = Field(default=False, description="Nesterov's form of momentum")
     betas: Annotated[tuple[Fraction, Fraction] | None, Field(strict=False)] = Field(
-        None, description="decays of the two moments of adam, adamw, lamb; torch's defaults unless given"
+        default=None, description="decays of the two moments of adam, adamw, lamb; torch's defaults unless given"
     )
-    eps: Annotated[float, Field(gt=0)] | None = Field(None, description="of adam, adamw, lamb, adagrad, rmsprop")
-    weight_decay: NotNegative = Field(0.0, description="added after the reduction, never scaled with the loss")
-    no_weight_decay: Words = Field(("norm",), description='not decayed: "norm", "bias", or patterns of parameter names')
+    eps: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="of adam, adamw, lamb, adagrad, rmsprop"
+    )
+    weight_decay: NotNegative = Field(default=0.0, description="added after the reduction, never scaled with the loss")
+    no_weight_decay: Words = Field(
+        default=("norm",), description='not decayed: "norm", "bias", or patterns of parameter names'
+    )
     groups: Tables = Field(
-        (), description='parameters treated apart: [{ match = "head.*", lr_scale = 10.0, weight_decay = 0.0 }]'
+        default=(), description='parameters treated apart: [{ match = "head.*", lr_scale = 10.0, weight_decay = 0.0 }]'
     )
-    options: dict[str, Any] = Field({}, description="further arguments of the optimizer's class, by its own names")
+    options: dict[str, Any] = Field(
+        default={}, description="further arguments of the optimizer's class, by its own names"
+    )
 
 
 class LrSpec(Spec):
     """The learning rate as a function of samples seen."""
 
-    base: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(description="the rate at base_batch_size; no default")
-    base_batch_size: Count | None = Field(None, description="the size that base is meant for; global_batch_size unless given")
+    base: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        description="the rate at base_batch_size; no default"
+    )
+    base_batch_size: Count | None = Field(
+        default=None, description="the size that base is meant for; global_batch_size unless given"
+    )
     scaling: Literal["linear", "sqrt", "none"] | None = Field(
-        None, description="how the rate follows the size: linear unless given, none with adam, adamw, lamb, adagrad, rmsprop"
+        default=None,
+        description="how the rate follows the size: linear unless given, none with adam, adamw, lamb, adagrad, rmsprop",
     )
     schedule: Literal["constant", "step", "cosine"] | None = Field(
-        None, description="course after the warm-up: constant, or step where milestones are given"
+        default=None, description="course after the warm-up: constant, or step where milestones are given"
     )
     milestones: Annotated[tuple[NotNegative, ...], Field(strict=False)] = Field(
-        (), description="epochs at which the rate is multiplied by gamma (schedule step)"
+        default=(), description="epochs at which the rate is multiplied by gamma (schedule step)"
     )
-    gamma: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(0.1, description="factor at each milestone")
-    final: NotNegative = Field(0.0, description="the rate at the end (schedule cosine)")
+    gamma: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        default=0.1, description="factor at each milestone"
+    )
+    final: NotNegative = Field(default=0.0, description="the rate at the end (schedule cosine)")
     warmup: Literal["gradual", "constant", "none"] | None = Field(
-        None, description="start of the run: gradual where warmup_epochs are given, else none"
+        default=None, description="start of the run: gradual where warmup_epochs are given, else none"
     )
-    warmup_epochs: NotNegative = Field(0.0, description="length of the warm-up, inside the run's epochs")
+    warmup_epochs: NotNegative = Field(default=0.0, description="length of the warm-up, inside the run's epochs")
     warmup_from: Literal["base"] | NotNegative | None = Field(
-        None, description='rate at the first step: "base" where scaling lifts the rate above base, else 0'
+        default=None, description='rate at the first step: "base" where scaling lifts the rate above base, else 0'
     )
 
     def rate(self) -> Rate:
@@ -113,21 +136,28 @@ class LrSpec(Spec):
 class LossSpec(Spec):
     """What is minimised: always a sum over samples divided by the minibatch's size."""
 
-    name: str = Field("cross_entropy", description='cross_entropy, or "package.module:function" of (output, target)')
-    label_smoothing: Fraction = Field(0.0, description="of cross_entropy")
+    name: str = Field(
+        default="cross_entropy", description='cross_entropy, or "package.module:function" of (output, target)'
+    )
+    label_smoothing: Fraction = Field(default=0.0, description="of cross_entropy")
 
 
 class ComputeSpec(Spec):
     """How the arithmetic is carried out; may change bits, never the mathematics."""
 
-    precision: Literal["fp32", "bf16", "fp16", "tf32"] = Field("fp32", description="of products; weights stay float32")
-    reduction: Literal["exact", "fast"] = Field(
-        "exact", description="exact: same bits on any number of processes; fast: the collective chooses the order"
+    precision: Literal["fp32", "bf16", "fp16", "tf32"] = Field(
+        default="fp32", description="of products; weights stay float32"
     )
-    fuse: Count = Field(1, description="virtual workers a forward pass; normalisation stays over worker_batch_size")
-    threads: Count = Field(1, description="per process, on CPU; another number is another arithmetic")
-    channels_last: bool = Field(False, description="memory format of images and convolutions")
-    compile: bool = Field(False, description="torch.compile the network")
+    reduction: Literal["exact", "fast"] = Field(
+        default="exact",
+        description="exact: same bits on any number of processes; fast: the collective chooses the order",
+    )
+    fuse: Count = Field(
+        default=1, description="virtual workers a forward pass; normalisation stays over worker_batch_size"
+    )
+    threads: Count = Field(default=1, description="per process, on CPU; another number is another arithmetic")
+    channels_last: bool = Field(default=False, description="memory format of images and convolutions")
+    compile: bool = Field(default=False, description="torch.compile the network")
 
 
 class Recipe(Spec):
@@ -147,31 +177,32 @@ class Recipe(Spec):
         (8, 'none', 512)
     """
 
-    name: str = Field("recipe", min_length=1, description="of the recipe, and of its runs' folders")
-    seed: int = Field(0, ge=0, lt=2**63, description="of order, augmentation, first weights and dropout")
+    name: str = Field(default="recipe", min_length=1, description="of the recipe, and of its runs' folders")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="of order, augmentation, first weights and dropout")
     epochs: Count = Field(description="passes over the training set")
-    strategy: str = Field("sync", description="who computes which gradient and who applies it: sync")
+    strategy: str = Field(default="sync", description="who computes which gradient and who applies it: sync")
     global_batch_size: Count = Field(description="samples an update: what the optimizer sees (kn)")
     worker_batch_size: Count = Field(description="samples of a virtual worker: what batch normalisation sees (n)")
-    loss: LossSpec = Field(LossSpec(), description="what is minimised")
+    loss: LossSpec = Field(default=LossSpec(), description="what is minimised")
     last_batch: Literal["short", "drop", "carry"] = Field(
-        "short", description="an epoch's smaller last minibatch: used as it is, left out, or carried into the next epoch"
+        default="short",
+        description="an epoch's smaller last minibatch: used as it is, left out, or carried into the next epoch",
     )
     loss_over: Literal["sample", "worker"] = Field(
-        "sample", description="what the loss is a sum over; worker for losses over a whole batch (contrastive)"
+        default="sample", description="what the loss is a sum over; worker for losses over a whole batch (contrastive)"
     )
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="decay of an average of the weights that is evaluated and saved beside them"
+        default=None, description="decay of an average of the weights that is evaluated and saved beside them"
     )
     clip_grad_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
-        None, description="largest norm of the whole minibatch's gradient"
+        default=None, description="largest norm of the whole minibatch's gradient"
     )
-    eval_batch_size: Count = Field(500, description="samples an evaluation batch; a number of the arithmetic")
-    model: ModelSpec | None = Field(None, description="the network; a task brings its own")
-    data: DataSpec | None = Field(None, description="the samples; a task brings its own")
-    optimizer: OptimizerSpec = Field(OptimizerSpec(), description="the update rule")
+    eval_batch_size: Count = Field(default=500, description="samples an evaluation batch; a number of the arithmetic")
+    model: ModelSpec | None = Field(default=None, description="the network; a task brings its own")
+    data: DataSpec | None = Field(default=None, description="the samples; a task brings its own")
+    optimizer: OptimizerSpec = Field(default=OptimizerSpec(), description="the update rule")
     lr: LrSpec = Field(description="the learning rate")
-    compute: ComputeSpec = Field(ComputeSpec(), description="how the arithmetic is carried out")
+    compute: ComputeSpec = Field(default=ComputeSpec(), description="how the arithmetic is carried out")
 
     def __init__(self, **given: Any) -> None:
         _build(self, given, Mistakes("squall.Recipe(...)", hint="all fields: squall recipes --fields"))

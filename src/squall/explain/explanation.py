@@ -1,0 +1,219 @@
+"""Puts the topics together: title, rows, notes, warnings, and the same as plain values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from squall.data.order import Order
+from squall.errors import InputError
+from squall.explain import rows
+from squall.explain.facts import ModelFacts
+from squall.explain.published import known_results
+from squall.explain.traffic import Traffic, traffic
+from squall.optim.lr import Segment
+from squall.recipe import Recipe
+from squall.units import count
+
+FEW_STEPS = 500
+"""Below about so many updates a run rarely reaches the accuracy that its epochs would allow."""
+
+_BARE_JUMP = 2.0
+"""A rate scaled by more than this without a warm-up is worth a warning (Goyal et al. 2017, section 2.2)."""
+
+# Ends of lines that name what `squall` offers beyond this text.
+MEASURE = "activations: --measure"
+PLAN = "Time and cost on other machines: squall plan {name} --gpus {workers}"
+
+_SETS = {"imagenet": "ImageNet-1k", "cifar10": "CIFAR-10", "fashion-mnist": "Fashion-MNIST", "mnist": "MNIST"}
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A recipe's arithmetic.
+
+    Attributes:
+        title: name, network, set, epochs.
+        rows: (label, lines), in the order of printing.
+        notes: what a reader should know.
+        warnings: what a reader should change, or know well why not.
+        numbers: the values behind the text.
+        last_line: what follows the number of warnings.
+    """
+
+    title: str
+    rows: tuple[tuple[str, tuple[str, ...]], ...]
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+    numbers: Mapping[str, Any]
+    last_line: str = ""
+
+    def text(self) -> str:
+        """What the command line prints, without a final newline."""
+        lines = [self.title, ""]
+        for label, texts in self.rows:
+            labels = [label, *[""] * (len(texts) - 1)]
+            lines += [f"{name:<12}{text}" for name, text in zip(labels, texts, strict=True)]
+        lines.append("")
+        lines += [f"note   {note}" for note in self.notes]
+        lines += [f"warning   {warning}" for warning in self.warnings]
+        number = len(self.warnings)
+        verdict = f"{number or 'no'} warning{'' if number == 1 else 's'}."
+        return "\n".join([*lines, f"{verdict} {self.last_line}".rstrip()])
+
+    def to_json(self) -> dict[str, Any]:
+        """The numbers, notes and warnings as plain values."""
+        return {**self.numbers, "notes": list(self.notes), "warnings": list(self.warnings)}
+
+
+def explain(recipe: Recipe, facts: ModelFacts, num_samples: int, processes: int = 8) -> Explanation:
+    """Works out what a recipe means.
+
+    Arguments:
+        recipe: what is to be run.
+        facts: of its network (`model_facts`).
+        num_samples: size of the training set, without the samples held out.
+        processes: for the bytes that each sends and holds; at most as many as there are passes are counted.
+
+    Raises:
+        InputError: the set holds no minibatch at all.
+    """
+    order = Order(
+        num_samples=num_samples,
+        global_batch_size=recipe.global_batch_size,
+        worker_batch_size=recipe.worker_batch_size,
+        epochs=recipe.epochs,
+        seed=recipe.seed,
+        fuse=recipe.compute.fuse,
+        last_batch=recipe.last_batch,
+    )
+    if order.num_steps < 1:
+        raise InputError(
+            "not one step",
+            [
+                ("found", f"{num_samples} training samples, global_batch_size={recipe.global_batch_size}"),
+                ("to do", "a smaller global_batch_size, or last_batch=short"),
+            ],
+        )
+    num_passes = order.step(0).num_passes
+    processes = max(1, min(processes, num_passes))
+    exact = recipe.compute.reduction == "exact"
+    moved = traffic(num_passes, processes, exact=exact)
+    last = traffic(order.step(order.num_steps - 1).num_passes, processes, exact=exact)
+    segments = recipe.lr.rate().describe(order)
+    topics = {
+        "minibatch": rows.minibatch(recipe, facts),
+        "epoch": rows.epoch(recipe, order),
+        "rate": rows.rate(recipe, segments),
+        "decay": rows.decay(recipe, facts),
+        "network": rows.network(facts, processes, moved),
+        "memory": rows.memory(recipe, facts, moved, last, MEASURE),
+        "hosting": rows.hosting(recipe),
+    }
+    return Explanation(
+        title=_title(recipe),
+        rows=tuple((label, tuple(lines)) for label, lines in topics.items()),
+        notes=tuple(_notes(recipe, order)),
+        warnings=tuple(_warnings(recipe, order)),
+        numbers=_numbers(recipe, facts, order, segments, (moved, last), processes),
+        last_line=PLAN.format(name=recipe.name, workers=recipe.virtual_workers),
+    )
+
+
+def _title(recipe: Recipe) -> str:
+    epochs = f"{recipe.epochs} epoch{'' if recipe.epochs == 1 else 's'}"
+    if recipe.model is None or recipe.data is None:
+        return f"{recipe.name}: {epochs}"
+    found = re.fullmatch(r"resnet(\d+)", recipe.model.name)
+    model = (
+        f"ResNet-{found[1]}"
+        if found
+        else recipe.model.name.upper()
+        if recipe.model.name == "mlp"
+        else recipe.model.name
+    )
+    width = recipe.model.arguments.get("width")
+    model += f" of width {width}" if width is not None else ""
+    data = recipe.data.root or recipe.data.name
+    published = known_results(recipe)
+    source = f" ({published.source})" if published and published.note(recipe.global_batch_size) else ""
+    return f"{recipe.name}: {model} on {_SETS.get(data, data)}, {epochs}{source}"
+
+
+def _notes(recipe: Recipe, order: Order) -> Iterator[str]:
+    published = known_results(recipe)
+    if published and (note := published.note(recipe.global_batch_size)):
+        yield note
+    rest = order.num_samples % order.global_batch_size
+    total = count(order.global_batch_size)
+    if rest and recipe.last_batch == "short":
+        change = "last_batch=drop|carry changes that"
+        yield f"the epoch's last step has {count(rest)} images at the rate of {total}. {change}."
+    elif rest and recipe.last_batch == "drop":
+        yield f"{count(rest)} images are left out of each epoch, others each time. last_batch=short|carry uses them."
+    lr = recipe.lr
+    if lr.warmup != "none" and lr.warmup_epochs and not lr.rate().warmup_length(recipe.global_batch_size):
+        start = lr.rate().warmup_start()
+        yield f"no warm-up: it would start from {start:g}, and the peak is not above that. warmup_from=0 starts lower."
+
+
+def _warnings(recipe: Recipe, order: Order) -> Iterator[str]:
+    lr, total = recipe.lr, recipe.global_batch_size
+    size = lr.base_batch_size or total
+    if lr.scaling == "none" and size != total:
+        linear = lr.base * total / size
+        yield (
+            f"the rate is not scaled: {lr.base:g} is meant for {count(size)} and used at {count(total)}; "
+            f"lr.scaling=linear makes it {linear:.4g}."
+        )
+    jump = lr.rate().peak(total) / lr.base
+    if jump > _BARE_JUMP and lr.warmup == "none":
+        yield f"the rate is scaled {jump:.4g} times without a warm-up. lr.warmup_epochs=5 starts it from {lr.base:g}."
+    if lr.warmup != "none" and lr.warmup_epochs >= recipe.epochs:
+        yield (
+            f"the warm-up of {lr.warmup_epochs:g} epochs is as long as the run or longer ({recipe.epochs}): "
+            "the full rate is never used."
+        )
+    published = known_results(recipe)
+    if published and (warning := published.warning(total)):
+        yield warning
+    if order.num_steps < FEW_STEPS:
+        yield (
+            f"{count(order.num_steps)} step{'' if order.num_steps == 1 else 's'} in all, fewer than about {FEW_STEPS}: "
+            "more epochs or a smaller global_batch_size may be worth trying."
+        )
+
+
+def _numbers(
+    recipe: Recipe,
+    facts: ModelFacts,
+    order: Order,
+    segments: tuple[Segment, ...],
+    steps: tuple[Traffic, Traffic],
+    processes: int,
+) -> dict[str, Any]:
+    moved, last = steps
+    sums = max(moved.partial_sums, last.partial_sums) + max(moved.staging, last.staging)
+    gradient = facts.num_trainable * rows.FLOAT_BYTES
+    return {
+        "name": recipe.name,
+        "global_batch_size": recipe.global_batch_size,
+        "worker_batch_size": recipe.worker_batch_size,
+        "virtual_workers": recipe.virtual_workers,
+        "num_samples": order.num_samples,
+        "steps_per_epoch": order.steps_per_epoch,
+        "num_steps": order.num_steps,
+        "peak_lr": recipe.lr.rate().peak(recipe.global_batch_size),
+        "rate": [asdict(segment) for segment in segments],
+        "model": asdict(facts),
+        "processes": processes,
+        "gradient_bytes": gradient,
+        "sent_bytes": round(moved.sent * gradient),
+        "received_bytes": round(moved.received * gradient),
+        "state_bytes": facts.num_parameters * rows.FLOAT_BYTES + gradient * (1 + rows.num_states(recipe)),
+        "last_step_sent_bytes": round(last.sent * gradient),
+        "reduction_bytes": round(sums * gradient),
+        "max_processes": order.step(0).num_passes,
+    }
