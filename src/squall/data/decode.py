@@ -36,9 +36,7 @@ class UndecodableError(Exception):
     """A file that is no readable image; the message says why."""
 
 
-def decode(
-    path: Path, size: tuple[int, int], box: Callable[[int, int], Box], *, whole: bool = False
-) -> Image:
+def decode(path: Path, size: tuple[int, int], box: Callable[[int, int], Box]) -> Image:
     """Decodes a box of an image file, resized.
 
     Arguments:

@@ -129,9 +129,7 @@ def _fetch_file(
     raise RunError(f"{file.name} has wrong bytes; it was removed", rows, "try again later, or another place")
 
 
-def _receive(
-    file: RemoteFile, part: Path, url: str, tell: Callable[[int], None], timeout: float, pause: float
-) -> None:
+def _receive(file: RemoteFile, part: Path, url: str, tell: Callable[[int], None], timeout: float, pause: float) -> None:
     """Fills `part` up to the file's size, over as many connections as it takes."""
     failures, mark = 0, part.stat().st_size
     while True:
@@ -166,7 +164,7 @@ def _receive_once(file: RemoteFile, part: Path, url: str, tell: Callable[[int], 
     headers = {"User-Agent": "squall", "Accept-Encoding": "identity"}
     if done:
         headers["Range"] = f"bytes={done}-"
-    request = urllib.request.Request(url, headers=headers)  # noqa: S310 - http and https only, see _open
+    request = urllib.request.Request(url, headers=headers)
     with _open(request, timeout) as answer, part.open("r+b") as out:
         if done and not (answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {done}-")):
             done = 0  # this server knows no ranges
@@ -190,7 +188,7 @@ def _open(request: urllib.request.Request, timeout: float) -> http.client.HTTPRe
     if request.type not in ("http", "https"):
         raise InputError(f"{request.full_url} is no web address", [("needed", "http:// or https://")])
     try:
-        answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=timeout)  # noqa: S310
+        answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=timeout)
     except urllib.error.HTTPError as error:
         with error:
             if error.code >= 500 or error.code in (408, 416, 429):
