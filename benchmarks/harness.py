@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ class FailedError(RuntimeError):
 def started(
     command: Sequence[str], log: Path, extra: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Runs a command in a process group of its own, output into `log`; what is left of it is ended on the way out."""
+    """Runs a command with its output in `log`; it and all processes that come from it are ended on the way out."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "MKL_", "SQUALL_"))}
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -46,24 +46,44 @@ def started(
         try:
             yield process
         finally:
-            for what, patience in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0)):
-                if _group_ended(process, what, patience):
-                    break
+            _end(process)
 
 
-def _group_ended(process: subprocess.Popen[bytes], what: signal.Signals, patience: float) -> bool:
-    """Signals the whole group, waits for its leader; true when nobody of the group is left."""
-    deadline = time.monotonic() + patience
-    while True:
+def family(pid: int) -> dict[int, str]:
+    """A process and its living descendants, each with its start time (launchers put ranks in sessions of their own)."""
+    parents, starts = {}, {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
         try:
-            os.killpg(process.pid, what)
-        except ProcessLookupError:
+            fields = path.read_text(encoding="utf-8").rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if fields[0] != "Z":
+            parents[int(path.parent.name)], starts[int(path.parent.name)] = int(fields[1]), fields[19]
+    found, front = set(), {pid}
+    while front:
+        found |= front
+        front = {child for child, parent in parents.items() if parent in front} - found
+    return {each: starts[each] for each in found if each in starts}
+
+
+def _end(process: subprocess.Popen[bytes], patience: float = 10.0) -> None:
+    """Asks the leader to end, so that a launcher ends its ranks; what is left of the family after that is killed."""
+    known = family(process.pid)
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(timeout=patience)
+        except subprocess.TimeoutExpired:
+            known |= family(process.pid)
+            process.kill()
             process.wait()
-            return True
-        process.poll()
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
+    left = {pid: start for pid, start in known.items() if family(pid).get(pid) == start}
+    for pid in left:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + patience
+    while any(family(pid).get(pid) == start for pid, start in left.items()) and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def run(command: Sequence[str], log: Path, deadline_s: float, extra: Mapping[str, str] | None = None) -> None:

@@ -15,11 +15,10 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from harness import FailedError, Records, started, table, tail
+from harness import FailedError, Records, family, started, table, tail
 
 SET_BYTES = 50_000 * 32 * 32 * 3
 MB = 1e6
@@ -91,7 +90,7 @@ def measure(
             if process.poll() is not None or time.monotonic() - begin > deadline_s:
                 raise FailedError(f"{processes} processes: ended before update {updates}\n{tail(log)}")
             time.sleep(0.2)
-        read = [mappings(pid, SET_BYTES) for pid in _group(process.pid)]
+        read = [mappings(pid, SET_BYTES) for pid in family(process.pid)]
     maps = [m for of_process, _ in read for m in of_process]
     if len({m.pid for m in maps}) != processes:
         raise FailedError(f"{len({m.pid for m in maps})} processes map a training set, not {processes}\n{tail(log)}")
@@ -124,18 +123,6 @@ def mappings(pid: int, size: int) -> tuple[list[Mapping], int]:
 
 def _num_steps(records: Path) -> int:
     return records.read_text(encoding="utf-8").count('"kind": "step"') if records.exists() else 0
-
-
-def _group(leader: int) -> Iterator[int]:
-    """Processes of a process group."""
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdecimal():
-            try:
-                fields = (folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if int(fields[2]) == leader:
-                yield int(folder.name)
 
 
 if __name__ == "__main__":

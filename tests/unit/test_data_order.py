@@ -50,9 +50,17 @@ def test_the_order_is_pinned_bit_for_bit() -> None:
 PINNED_ORDER = [2, 3, 8, 7, 1, 0, 9, 5, 6, 4]
 
 
-@given(st.integers(1, 700), st.integers(1, 200), st.integers(1, 64), st.integers(1, 4), st.sampled_from(["short", "drop", "carry"]))
+@given(
+    st.integers(1, 700),
+    st.integers(1, 200),
+    st.integers(1, 64),
+    st.integers(1, 4),
+    st.sampled_from(["short", "drop", "carry"]),
+)
 @settings(max_examples=200, deadline=None)
-def test_every_sample_is_seen_as_often_as_the_policy_says(samples: int, batch: int, worker: int, epochs: int, last: str) -> None:
+def test_every_sample_is_seen_as_often_as_the_policy_says(
+    samples: int, batch: int, worker: int, epochs: int, last: str
+) -> None:
     worker = min(worker, batch)
     order = Order(samples, batch, worker, epochs, seed=1, fuse=2, last_batch=last)  # type: ignore[arg-type]
     counts = np.zeros(samples, dtype=int)

@@ -62,7 +62,13 @@ def test_shares_are_contiguous_complete_and_even(num_leaves: int, num_processes:
     assert shares[-1][1] == num_leaves
     assert all(a[1] == b[0] for a, b in zip(shares, shares[1:], strict=False))
     sizes = [hi - lo for lo, hi in shares]
-    assert max(sizes) - min(sizes) <= 1
+    assert max(sizes) == -(-num_leaves // num_processes)  # nobody slower than an even deal
+    assert min(sizes) >= (1 if num_processes <= num_leaves else 0)
+
+
+def test_shares_are_whole_subtrees_where_that_costs_nothing() -> None:
+    assert [tree.share(101, 8, rank) for rank in range(8)] == [tree.cover(101, *tree.share(101, 8, rank))[0] for rank in range(8)]
+    assert {hi - lo for lo, hi in (tree.share(256, 24, rank) for rank in range(24))} == {10, 11}
 
 
 @given(st.integers(1, 500), st.data())

@@ -89,7 +89,9 @@ def check(name: str, folder: Path | None = None, progress: Callable[[str, int, i
         rows = [("near", " ".join(near))] if near else []
         raise InputError(f"no data set named {name}", [*rows, ("one of", " ".join(valid))])
     faults: list[tuple[str, str]] = []
-    digests, per_class, classes = {}, {}, ()
+    digests: dict[str, list[bytes]] = {}
+    per_class: dict[str, tuple[int, ...]] = {}
+    classes: tuple[str, ...] = ()
     for split in _SPLITS:
         data = load(reader, folder, split)
         classes = data.classes
@@ -101,7 +103,7 @@ def check(name: str, folder: Path | None = None, progress: Callable[[str, int, i
                 progress(split, number, len(data))
     num_sums = _compare_sums(public, folder, faults) if public and folder else 0
     first = {split: _first_places(digests[split]) for split in _SPLITS}
-    repeated = {
+    repeated: dict[str, list[tuple[int, int]]] = {
         split: [(first[split][d], n) for n, d in enumerate(digests[split]) if first[split][d] != n] for split in _SPLITS
     }
     shared = [(first["train"][d], n) for n, d in enumerate(digests["test"]) if d in first["train"]]

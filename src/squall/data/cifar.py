@@ -82,10 +82,7 @@ def _paths(folder: Path) -> list[tuple[str, Path]]:
 
 def _records(path: Path, folder: Path) -> npt.NDArray[np.uint8]:
     """The records of one file, shape (10000, 3073), with labels that are classes."""
-    try:
-        got = packed.unpack(path, _SIZE)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read", [("found", str(error.strerror or error))]) from error
+    got = packed.unpack(path, _SIZE)
     num_bytes = len(got.data)
     unpacked = " unpacked" if path.suffix in (".gz", ".xz") else ""
     found = (

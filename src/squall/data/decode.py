@@ -105,13 +105,15 @@ def _decode_jpeg(data: bytes, size: tuple[int, int], box: Callable[[int, int], B
         )
     except ValueError as error:
         raise UndecodableError(str(error)) from error
-    down, across = picture.shape[0] / height, picture.shape[1] / width
-    return picture, Box(part.top * down, part.left * across, part.rows * down, part.columns * across)
+    # libjpeg's scale is M / 8; the edges are rounded up, so a pixel of the last row or column may be a part of one
+    eighths = 8 * picture.shape[0] // height if height > width else 8 * picture.shape[1] // width
+    return picture, Box(*(eighths / 8 * value for value in part))
 
 
 def _decode_other(data: bytes, path: Path | None, box: Callable[[int, int], Box]) -> tuple[Image, Box]:
     try:
         from PIL import Image as Pillow
+        from PIL import UnidentifiedImageError
     except ImportError:
         if path is not None and path.suffix.lower() in (".jpg", ".jpeg"):
             raise UndecodableError(
@@ -125,6 +127,6 @@ def _decode_other(data: bytes, path: Path | None, box: Callable[[int, int], Box]
             with Pillow.open(io.BytesIO(data)) as opened:
                 picture = np.array(opened.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Pillow.DecompressionBombError) as error:
-        shown = "it is no image" if isinstance(error, Pillow.UnidentifiedImageError) else str(error)
+        shown = "it is no image" if isinstance(error, UnidentifiedImageError) else str(error)
         raise UndecodableError(shown) from error
     return picture, box(*picture.shape[:2])

@@ -1,9 +1,9 @@
 """Gets public sets over lines that break.
 
-A file is written to NAME.part and takes its own name, atomically, only when its SHA-256 sum is right. A line that is cut
-or that stalls is taken up again where it ended (HTTP Range, RFC 9110 section 14); a server that knows no ranges starts
-over. Wrong bytes are removed and reported with both sums. Only the standard library is used; redirects and proxies are
-urllib's.
+A file is written to NAME.part and takes its own name, atomically, only when its SHA-256 sum is right. A line that is
+cut or that stalls is taken up again where it ended (HTTP Range, RFC 9110 section 14); a server that knows no ranges
+starts over. Wrong bytes are removed and reported with both sums. Only the standard library is used; redirects and
+proxies are urllib's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from squall.data.audit import Audit, check
 from squall.data.catalogue import CATALOGUE, PublicSet, RemoteFile, find
@@ -30,11 +29,15 @@ __all__ = ["CATALOGUE", "Audit", "check", "fetch"]
 Progress = Callable[[str, int, int], None]
 
 _CHUNK = 1 << 18
-_ATTEMPTS = 6  # failures in a row, each with less than a hundredth of the file gained
+_ATTEMPTS = 5  # failures in a row, each with less than a hundredth of the file gained
 
 
 class _LineError(Exception):
-    """A failure that another attempt may mend."""
+    """A failure that another attempt may mend; `from_start`: only one that asks for the whole file."""
+
+    def __init__(self, message: str, *, from_start: bool = False) -> None:
+        super().__init__(message)
+        self.from_start = from_start
 
 
 def fetch(
@@ -124,7 +127,6 @@ def _fetch_file(
             if not has_old_part:
                 break
             # bytes of an earlier fetch may be to blame: once more from the start
-        part.unlink()
     rows = [("expected", f"sha256 {file.sha256}"), ("received", f"sha256 {received}"), ("from", url)]
     raise RunError(f"{file.name} has wrong bytes; it was removed", rows, "try again later, or another place")
 
@@ -137,6 +139,8 @@ def _receive(file: RemoteFile, part: Path, url: str, tell: Callable[[int], None]
             _receive_once(file, part, url, tell, timeout)
             return
         except _LineError as error:
+            if error.from_start:
+                part.write_bytes(b"")
             done = part.stat().st_size
             failures = 0 if done - mark > file.size // 100 else failures + 1
             mark = done
@@ -192,20 +196,19 @@ def _open(request: urllib.request.Request, timeout: float) -> http.client.HTTPRe
     except urllib.error.HTTPError as error:
         with error:
             if error.code >= 500 or error.code in (408, 416, 429):
-                raise _LineError(f"the server says {error.code} {error.reason}") from error
+                said = f"the server says {error.code} {error.reason}"
+                raise _LineError(said, from_start=error.code == 416) from error
             rows = [("found", f"{error.code} {error.reason}"), ("from", request.full_url)]
             raise RunError("the server does not give the file", rows) from error
-    except (TimeoutError, http.client.HTTPException, ConnectionError) as error:
-        raise _LineError(_reason(error)) from error
-    except urllib.error.URLError as error:
-        raise _LineError(_reason(error.reason)) from error
+    except (http.client.HTTPException, OSError) as error:
+        raise _LineError(_reason(getattr(error, "reason", error))) from error
     return answer
 
 
 def _piece(answer: http.client.HTTPResponse) -> bytes:
     try:
         return answer.read1(_CHUNK)
-    except (TimeoutError, http.client.HTTPException, ConnectionError) as error:
+    except (http.client.HTTPException, OSError) as error:
         raise _LineError(_reason(error)) from error
 
 
@@ -214,14 +217,18 @@ def _reason(error: object) -> str:
 
 
 @contextmanager
-def _alone(part: Path) -> Iterator[IO[bytes]]:
+def _alone(part: Path) -> Iterator[None]:
     """Holds the part file for this process alone; two writers would mix their bytes."""
     with part.open("ab") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"another fetch is writing {part}", [("to do", "wait for it, or stop it")]) from None
-        yield handle
+        try:
+            yield
+        finally:
+            if part.is_file() and part.stat().st_size == 0:
+                part.unlink()
 
 
 def _is_right(path: Path, sha256: str) -> bool:

@@ -89,7 +89,7 @@ def scan(root: Path, split: Literal["train", "test"]) -> FolderIndex:
 def check_folder(root: Path) -> None:
     """Lists both splits and makes sure that no file is empty; raises as `scan`."""
     for split in ("train", "test"):
-        index = scan(root, split)  # type: ignore[arg-type]
+        index = scan(root, split)
         sizes = np.array([index.path(number).stat().st_size for number in range(len(index))])
         empty = np.flatnonzero(sizes == 0)
         if len(empty):

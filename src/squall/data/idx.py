@@ -109,15 +109,12 @@ def _header(start: bytes, kind: str) -> tuple[int, int, tuple[int, ...]] | None:
 
 def _read_one(path: Path, kind: str) -> npt.NDArray[np.uint8]:
     """The array of one file, shape (N, H, W) or (N,)."""
-    try:
-        start = packed.unpack(path, 16)
-        header = _header(bytes(start.data), kind)
-        if header is None:
-            raise _not_idx(path, kind, start)
-        length, promised, shape = header
-        whole = packed.unpack(path, length + promised)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read", [("found", str(error.strerror or error))]) from error
+    start = packed.unpack(path, 16)
+    header = _header(bytes(start.data), kind)
+    if header is None:
+        raise _not_idx(path, kind, start)
+    length, promised, shape = header
+    whole = packed.unpack(path, length + promised)
     total = length + promised
     if whole.state == "whole" and len(whole.data) == total:
         return np.frombuffer(whole.data, dtype=np.uint8, offset=length).reshape(shape)

@@ -8,11 +8,14 @@ memory.
 from __future__ import annotations
 
 import gzip
+import io
 import lzma
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from squall.errors import InputError
 
 SUFFIXES = ("", ".gz", ".xz")
 
@@ -41,23 +44,30 @@ def find(folder: Path, name: str) -> Path | None:
 
 
 def unpack(path: Path, limit: int) -> Unpacked:
-    """Unpacks up to `limit` bytes of a file, by its suffix; raises only what opening and reading the file raise."""
-    opener = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
+    """Unpacks up to `limit` bytes of a file, by its suffix; an `InputError` if it cannot be read at all."""
     data = bytearray()
-    with opener(path, "rb") as stream:
-        try:
+    try:
+        with _open(path) as stream:
             while len(data) <= limit:
                 # read1: what was unpacked before the damage is handed out before the error is raised
                 chunk = stream.read1(_CHUNK)
                 if not chunk:
                     return Unpacked(data, "whole")
                 data += chunk
-        except EOFError:
-            return Unpacked(data, "cut short")
-        except (gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
-            return Unpacked(data, "corrupt", str(error))
+    except EOFError:
+        return Unpacked(data, "cut short")
+    except (gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
+        return Unpacked(data, "corrupt", str(error))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read", [("found", error.strerror or str(error))]) from error
     del data[limit:]
     return Unpacked(data, "too long")
+
+
+def _open(path: Path) -> gzip.GzipFile | lzma.LZMAFile | io.BufferedReader:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rb")
+    return lzma.open(path, "rb") if path.suffix == ".xz" else path.open("rb")
 
 
 def has_whole_end(path: Path, size: int) -> bool:

@@ -27,7 +27,12 @@ from squall.recipe.resolve import PLAIN, short_forms, table_of
 
 _LIMITS = {"greater_than": ("gt", "above"), "less_than": ("lt", "below")}
 _LIMITS |= {"greater_than_equal": ("ge", "at least"), "less_than_equal": ("le", "at most")}
-_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "a word or text in quotes"}
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string_type": "a word or text in quotes",
+}
 _KINDS |= {"tuple": "a list", "dict": "a table", "model": "a table", "finite": "a finite number"}
 _WORKERS = ("worker", "workers", "num_workers", "processes", "num_processes", "gpus", "replicas")
 

@@ -67,7 +67,10 @@ def _plain(key: str, value: Any) -> Any:
     if isinstance(value, BaseModel):
         return value.model_dump(exclude_unset=True)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {name: item for name, item in dataclasses.asdict(value).items() if item is not None}
+        fields = {name: item for name, item in dataclasses.asdict(value).items() if item is not None}
+        if not fields.get("warmup_epochs"):
+            fields.pop("warmup", None)  # a `Rate` without a warm-up names its kind all the same
+        return fields
     if isinstance(value, Mapping):
         return dict(value)
     if key in PLAIN and value is not None:
@@ -88,16 +91,17 @@ def solve_batches(values: dict[str, Any], mistakes: Mistakes) -> None:
         mistakes.add(
             found, f"one more is needed: {' or '.join(missing)}" if given else f"give two of {', '.join(missing)}"
         )
-    total, each, workers = (given.get(key) for key in BATCH_FIELDS)
+    sizes: list[Any] = [given.get(key) for key in BATCH_FIELDS]
+    total, each, workers = sizes
     if len(given) < 2 or not all(map(_is_count, given.values())):
         for key in BATCH_FIELDS[:2]:
             values.setdefault(key, 1)  # stands in, so that one mistake is not reported as two
         return
     if total is None:
-        values["global_batch_size"] = each * workers  # type: ignore[operator]
+        values["global_batch_size"] = each * workers
     elif each is None:
-        values["worker_batch_size"] = max(1, total // workers)  # type: ignore[operator]
-        if total % workers:  # type: ignore[operator]
+        values["worker_batch_size"] = max(1, total // workers)
+        if total % workers:
             mistakes.add(f"global_batch_size={total}", f"is no multiple of virtual_workers={workers}")
     elif workers is not None and each * workers != total:
         mistakes.add(

@@ -49,7 +49,13 @@ class TreeReduction(Reduction):
     """
 
     def __init__(
-        self, group: Group | None, rank: int, num_processes: int, buckets: Sequence[Bucket], like: torch.Tensor, tag: int = 0
+        self,
+        group: Group | None,
+        rank: int,
+        num_processes: int,
+        buckets: Sequence[Bucket],
+        like: torch.Tensor,
+        tag: int = 0,
     ) -> None:
         self._group, self._rank, self._size = group, rank, num_processes
         self._buckets = list(buckets)
@@ -135,7 +141,9 @@ class TreeReduction(Reduction):
                 for _ in nodes:
                     frontier.append(self._stage(bucket, len(receives), stop - start))
                     receives.append((rank, frontier[-1]))
-        sent, sums = exchange(self._group_or_fail(), sends, receives, self._tag + 2 * bucket, "to exchange partial sums")
+        sent, sums = exchange(
+            self._group_or_fail(), sends, receives, self._tag + 2 * bucket, "to exchange partial sums"
+        )
         self._sent.append(sent)
         return _Travelling(bucket, sums, frontier)
 

@@ -19,7 +19,9 @@ from squall.reduce.wire import PeerLostError
 class FastReduction(Reduction):
     """Sums a vector over all passes with all-reduce; arguments as `TreeReduction`."""
 
-    def __init__(self, group: Any, rank: int, num_processes: int, buckets: Sequence[Bucket], like: torch.Tensor) -> None:
+    def __init__(
+        self, group: Any, rank: int, num_processes: int, buckets: Sequence[Bucket], like: torch.Tensor
+    ) -> None:
         self._group, self._rank, self._size = group, rank, num_processes
         self._buckets = list(buckets)
         self.vectors = [like.new_zeros(self._buckets[-1].stop if self._buckets else 0)]
@@ -57,6 +59,8 @@ class FastReduction(Reduction):
             try:
                 work.wait()
             except RuntimeError as error:
-                raise PeerLostError((self._rank + 1) % self._size, "to all-reduce a bucket", "for", str(error)) from error
+                raise PeerLostError(
+                    (self._rank + 1) % self._size, "to all-reduce a bucket", "for", str(error)
+                ) from error
         self._works.clear()
         return self.vectors[0]

@@ -34,8 +34,35 @@ def split(node: Node) -> tuple[Node, Node]:
 
 
 def share(num_leaves: int, num_processes: int, rank: int) -> tuple[int, int]:
-    """The contiguous run of leaves that a process hosts: (first, one after the last); runs differ by at most one."""
-    return rank * num_leaves // num_processes, (rank + 1) * num_leaves // num_processes
+    """The contiguous run of leaves that a process hosts: (first, one after the last).
+
+    Where it makes no process slower, each hosts one whole subtree, so that it has one node to send; otherwise runs
+    differ by at most one leaf.
+    """
+    cuts = _cuts(num_leaves, num_processes)
+    return cuts[rank], cuts[rank + 1]
+
+
+@lru_cache(maxsize=256)
+def _cuts(num_leaves: int, num_processes: int) -> tuple[int, ...]:
+    most = -(-num_leaves // num_processes)
+
+    def needs(node: Node) -> int:
+        return 1 if node[1] - node[0] <= most else sum(needs(child) for child in split(node))
+
+    def deal(node: Node, processes: int) -> list[int]:
+        if processes == 1:
+            return [node[0]]
+        left, right = split(node)
+        even = round(processes * (left[1] - left[0]) / (node[1] - node[0]))
+        first = min(max(even, needs(left), 1), processes - needs(right), left[1] - left[0])
+        return deal(left, first) + deal(right, processes - first)
+
+    if num_processes <= num_leaves and needs((0, num_leaves)) <= num_processes:
+        cuts = (*deal((0, num_leaves), num_processes), num_leaves)
+        if max(b - a for a, b in zip(cuts[:-1], cuts[1:], strict=True)) <= most:
+            return cuts
+    return tuple(rank * num_leaves // num_processes for rank in range(num_processes + 1))
 
 
 def cover(num_leaves: int, lo: int, hi: int) -> list[Node]:

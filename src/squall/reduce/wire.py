@@ -59,7 +59,9 @@ class PeerLostError(RunError):
         return type(self), (self.peer, self.purpose, self.direction, self.detail)
 
 
-def exchange(group: Group, sends: Sequence[Message], receives: Sequence[Message], tag: int, purpose: str) -> tuple[Pending, Pending]:
+def exchange(
+    group: Group, sends: Sequence[Message], receives: Sequence[Message], tag: int, purpose: str
+) -> tuple[Pending, Pending]:
     """Starts sends and receives under one tag; messages between two ranks keep their order.
 
     Returns:
@@ -75,7 +77,9 @@ def exchange(group: Group, sends: Sequence[Message], receives: Sequence[Message]
     )
 
 
-def _grouped(group: Any, sends: Sequence[Message], receives: Sequence[Message], purpose: str) -> tuple[Pending, Pending]:
+def _grouped(
+    group: Any, sends: Sequence[Message], receives: Sequence[Message], purpose: str
+) -> tuple[Pending, Pending]:
     device = (sends or receives)[0][1].device
     group._start_coalescing(device)
     for peer, tensor in receives:
@@ -84,4 +88,6 @@ def _grouped(group: Any, sends: Sequence[Message], receives: Sequence[Message], 
         group.send([tensor], peer, 0)
     work = group._end_coalescing(device)
     peer = (receives or sends)[0][0]
-    return Pending(purpose, (), tuple(t for _, t in sends)), Pending(purpose, ((peer, work, "for"),), tuple(t for _, t in receives))
+    return Pending(purpose, (), tuple(t for _, t in sends)), Pending(
+        purpose, ((peer, work, "for"),), tuple(t for _, t in receives)
+    )

@@ -1,0 +1,10 @@
+"""Networks and what is done to a network before it trains.
+
+`build` makes a network from a recipe's `[model]` table; `names` lists those that ship. Neither imports torch before a
+network is built. The parts: `resnet` and `mlp` (networks), `ghostnorm` (normalisation over virtual workers),
+`weights` (safetensors in and out, freezing), `flat` (a model as one vector).
+"""
+
+from squall.model.registry import build, names
+
+__all__ = ["build", "names"]
