@@ -9,9 +9,9 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 import tempfile
-from datetime import timedelta
 import traceback
 from collections.abc import Callable
+from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any

@@ -52,7 +52,9 @@ class SquallError(Exception):
         """The message as the command line prints it."""
         head = f"squall: {self.headline}"
         status = f"(exit {self.exit_status})"
-        return "\n".join([f"{head.ljust(_STATUS_COLUMN)}{' ' if len(head) >= _STATUS_COLUMN else ''}{status}", *self._below()])
+        return "\n".join(
+            [f"{head.ljust(_STATUS_COLUMN)}{' ' if len(head) >= _STATUS_COLUMN else ''}{status}", *self._below()]
+        )
 
     def _below(self) -> list[str]:
         width = max((len(label) for label, _ in self.rows), default=0)
@@ -86,7 +88,7 @@ class RunError(SquallError):
     """A run that cannot go on: misuse of the loop, a lost peer, unequal processes."""
 
 
-class Diverged(RunError):
+class DivergedError(RunError):
     """The loss or a gradient stopped being finite."""
 
 

@@ -88,7 +88,7 @@ def auroc(scores: torch.Tensor, labels: torch.Tensor) -> float:
     num_positive, num_negative = int(positive.sum()), int((~positive).sum())
     if not num_positive or not num_negative:
         return float("nan")
-    _, inverse, counts = scores.unique(return_inverse=True, return_counts=True)
+    _, inverse, counts = torch.unique(scores, return_inverse=True, return_counts=True)
     ends = counts.cumsum(0).double()
     ranks = (ends - (counts.double() - 1) / 2)[inverse]
     return float((ranks[positive].sum() - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))
@@ -104,6 +104,8 @@ def f1(scores: torch.Tensor, labels: torch.Tensor) -> float:
     predicted = scores.argmax(1) if scores.ndim == 2 else scores
     num_classes = max(int(scores.shape[1]) if scores.ndim == 2 else int(predicted.max()) + 1, int(labels.max()) + 1)
     hits = torch.bincount(labels[predicted == labels].long(), minlength=num_classes).double()
-    found = torch.bincount(predicted.long(), minlength=num_classes) + torch.bincount(labels.long(), minlength=num_classes)
+    found = torch.bincount(predicted.long(), minlength=num_classes) + torch.bincount(
+        labels.long(), minlength=num_classes
+    )
     occurs = found > 0
     return float((2 * hits[occurs] / found[occurs].double()).mean())

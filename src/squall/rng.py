@@ -109,7 +109,7 @@ def seed_sample(seed: int, epoch: int, index: int) -> None:
 
     value = mix(Stream.SAMPLE, seed, epoch, index)
     random.seed(value)
-    np.random.seed(value & 0xFFFFFFFF)  # noqa: NPY002 - the generator that users' transforms draw from
+    np.random.seed(value & 0xFFFFFFFF)
     torch.default_generator.manual_seed(value >> 1)
 
 

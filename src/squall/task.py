@@ -97,7 +97,7 @@ def probe(loss: Callable[[Any, Any], torch.Tensor], outputs: Any, targets: Any) 
     whole = values[0]
     if not isinstance(whole, torch.Tensor):
         raise InputError(f"the loss gives a {type(whole).__name__}", [("rule", "it must give a tensor")])
-    if whole.ndim and whole.shape[0] == size and not (size == 1):
+    if whole.ndim and whole.shape[0] == size and size != 1:
         return "samples"
     if whole.numel() != 1:
         raise InputError(
@@ -113,9 +113,15 @@ def probe(loss: Callable[[Any, Any], torch.Tensor], outputs: Any, targets: Any) 
     raise InputError(
         "the loss depends on the batch: it is neither a sum, nor a mean, nor one value per sample",
         [
-            ("found", f"{total:.6g} on {size} samples; {left:.6g} on {first} of them, {right:.6g} on the other {size - first}"),
+            (
+                "found",
+                f"{total:.6g} on {size} samples; {left:.6g} and {right:.6g} on parts of {first} and {size - first}",
+            ),
             ("often", "class weights or ignore_index under reduction='mean', or a contrastive loss"),
-            ("to do", "give step= and return squall.Loss(sum, count=...), for example the sum of weighted losses and of weights;"),
+            (
+                "to do",
+                "give step= and return squall.Loss(sum, count=...), such as sums of weighted losses and weights;",
+            ),
             ("", 'or loss_over = "worker" if the loss of a virtual worker\'s batch is what you mean'),
         ],
     )
@@ -136,7 +142,10 @@ def probe_step(step: StepFunction, model: nn.Module, whole: Any, parts: tuple[An
             "the count of squall.Loss does not add up",
             [("found", f"{counts[0]:g} for {size} samples, {counts[1]:g} and {counts[2]:g} for their two parts")],
         )
-    if abs(total - left - right) > 0.02 * scale and abs(total * counts[0] - left * counts[1] - right * counts[2]) <= 0.02 * scale * counts[0]:
+    if (
+        abs(total - left - right) > 0.02 * scale
+        and abs(total * counts[0] - left * counts[1] - right * counts[2]) <= 0.02 * scale * counts[0]
+    ):
         raise InputError(
             "step returns the mean over its batch as squall.Loss; it takes the sum",
             [
@@ -147,7 +156,9 @@ def probe_step(step: StepFunction, model: nn.Module, whole: Any, parts: tuple[An
 
 
 def _from_loss(
-    loss: Callable[[Any, Any], torch.Tensor], kind: LossKind, metrics: Mapping[str, Callable[[Any, Any], torch.Tensor]] | None
+    loss: Callable[[Any, Any], torch.Tensor],
+    kind: LossKind,
+    metrics: Mapping[str, Callable[[Any, Any], torch.Tensor]] | None,
 ) -> StepFunction:
     def step(model: nn.Module, batch: Any) -> tuple[Loss, Metrics]:
         inputs, targets = _pair(batch)
@@ -155,7 +166,12 @@ def _from_loss(
         value = loss(outputs, targets)
         size = _length(targets)
         total = value.sum() if kind == "samples" else value if kind == "sum" else value * size
-        if kind == "mean" and isinstance(targets, torch.Tensor) and not targets.is_floating_point() and targets.device.type == "cpu":
+        if (
+            kind == "mean"
+            and isinstance(targets, torch.Tensor)
+            and not targets.is_floating_point()
+            and targets.device.type == "cpu"
+        ):
             _refuse_ignored(targets)
         found = {name: mean(measure(outputs, targets)) for name, measure in (metrics or {}).items()}
         if metrics is None and _is_classification(outputs, targets):

@@ -50,7 +50,7 @@ class Setting:
 
 
 def textbook(setting: Setting) -> nn.Module:
-    """One process that accumulates k chunks of n, from the definitions: sum over kn, divided by kn; statistics averaged."""
+    """One process that accumulates k chunks of n, from the definitions: sum over kn / kn; statistics averaged."""
     model, data = make_model(setting.normalised), make_data()
     optimizer = torch.optim.SGD(
         model.parameters(), setting.lr, setting.momentum, weight_decay=setting.decay, nesterov=setting.momentum > 0
@@ -104,7 +104,9 @@ def with_squall(setting: Setting, world: object = None) -> dict[str, torch.Tenso
 
 def assert_close(found: dict[str, torch.Tensor], expected: nn.Module) -> None:
     for name, tensor in expected.state_dict().items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-11, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            found[name], tensor, rtol=1e-11, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def distance(found: dict[str, torch.Tensor], expected: nn.Module) -> float:
@@ -166,5 +168,3 @@ def test_averaging_twice_is_impossible() -> None:
     expected = textbook(setting)
     for found in run_job(with_squall, 2, setting):
         assert distance(found, expected) < 1e-11
-
-

@@ -221,7 +221,7 @@ def test_box_of_the_right_size_is_cut_without_change():
     assert np.array_equal(resize(picture, Box(4, 6, 10, 12), (10, 12)), picture[4:14, 6:18])
 
 
-def test_evaluation_pixels_are_close_to_decode_resize_crop_by_pillow(photos: Path):
+def test_evaluation_pixels_are_those_of_the_full_picture_to_half_a_pixel(photos: Path):
     data = ImageFolder(scan(photos, "test"), TEST)
     differences = []
     for number in range(0, 260, 20):
@@ -231,12 +231,16 @@ def test_evaluation_pixels_are_close_to_decode_resize_crop_by_pillow(photos: Pat
         assert label == number // 20
         with Image.open(data.index.path(number)) as opened:
             full = opened.convert("RGB")
-        short = min(full.size)
-        full = full.resize((round(full.width * 72 / short), round(full.height * 72 / short)), Image.Resampling.BILINEAR)
-        left, top = (full.width - 64) // 2, (full.height - 64) // 2
-        expected = np.array(full.crop((left, top, left + 64, top + 64)), dtype=float)
-        differences.append(np.abs(image - expected).mean())
-    assert np.mean(differences) < 6  # of 255: half a pixel of place, and another order of scaling
+        unit = min(full.size) / 72  # a pixel of the result, in pixels of the file
+        left, top = full.width / 2 - 32 * unit, full.height / 2 - 32 * unit
+        for shift in (0, 2):  # two pixels beside the place, to know how much a wrong place would show
+            box = (left - shift * unit, top, left + (64 - shift) * unit, top + 64 * unit)
+            box = (max(box[0], 0), max(box[1], 0), min(box[2], full.width), min(box[3], full.height))
+            expected = full.resize((64, 64), Image.Resampling.BILINEAR, box=box)
+            differences.append(np.abs(image - np.array(expected, dtype=float)).mean())
+    right, wrong = np.mean(differences[::2]), np.mean(differences[1::2])
+    assert right < 5  # of 255
+    assert wrong > 2 * right
 
 
 def test_scaled_decoding_shows_the_same_picture_as_full_decoding(photos: Path):
@@ -282,9 +286,8 @@ def test_sample_is_the_same_whenever_it_is_read(photos: Path):
     one, other = ImageFolder(index, TRAIN), ImageFolder(index, TRAIN)
     keys = [(3, 0), (3, 1), (700, 0)]
     images = [one.read(i, epoch, seed=9)[0] for i, epoch in keys]
-    assert all(
-        np.array_equal(other.read(i, epoch, 9)[0], image) for (i, epoch), image in zip(keys, images, strict=True)[::-1]
-    )
+    again = [other.read(i, epoch, seed=9)[0] for i, epoch in reversed(keys)]
+    assert all(np.array_equal(a, b) for a, b in zip(images, reversed(again), strict=True))
     assert not np.array_equal(images[0], images[1])
     assert not np.array_equal(one.read(3, 0, 8)[0], images[0])
     assert np.array_equal(one[3][0], one.read(3, 0, 0)[0])

@@ -35,7 +35,7 @@ def test_unknown_set_gets_the_nearest_names(call):
 
 
 def test_set_without_its_folder_is_an_error():
-    with pytest.raises(InputError, match="data.name=cifar10 needs a folder"):
+    with pytest.raises(InputError, match=r"data\.name=cifar10 needs a folder"):
         sources.load("cifar10", None, "train")
     sources.check("digits", None)
 

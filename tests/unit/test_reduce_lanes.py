@@ -73,7 +73,9 @@ def reduce_all(kind: str, size: int, passes: torch.Tensor, cuts: list[Bucket], s
             group: Any = InProcessGroup(box, rank) if size > 1 else None
             like = passes.new_empty(0)
             lane: Reduction = (
-                TreeReduction(group, rank, size, cuts, like) if kind == "exact" else FastReduction(group, rank, size, cuts, like)
+                TreeReduction(group, rank, size, cuts, like)
+                if kind == "exact"
+                else FastReduction(group, rank, size, cuts, like)
             )
             for _ in range(steps):
                 leaves = lane.open(len(passes))

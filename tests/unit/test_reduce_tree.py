@@ -1,5 +1,7 @@
 """The reduction tree: the bracketing depends on the number of leaves and on nothing else."""
 
+import itertools
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -40,7 +42,9 @@ def hosted_sum(leaves: list[np.float32], num_processes: int) -> tuple[np.float32
 @settings(max_examples=300, deadline=None)
 def test_any_number_of_hosts_forms_the_same_bits(num_leaves: int, num_processes: int, seed: int) -> None:
     generator = np.random.default_rng(seed)
-    leaves = list((generator.standard_normal(num_leaves) * 10.0 ** generator.integers(-6, 6, num_leaves)).astype(np.float32))
+    leaves = list(
+        (generator.standard_normal(num_leaves) * 10.0 ** generator.integers(-6, 6, num_leaves)).astype(np.float32)
+    )
     total, _ = hosted_sum(leaves, num_processes)
     assert total.tobytes() == textbook_sum(leaves).tobytes()
 
@@ -60,14 +64,16 @@ def test_shares_are_contiguous_complete_and_even(num_leaves: int, num_processes:
     shares = [tree.share(num_leaves, num_processes, rank) for rank in range(num_processes)]
     assert shares[0][0] == 0
     assert shares[-1][1] == num_leaves
-    assert all(a[1] == b[0] for a, b in zip(shares, shares[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(shares))
     sizes = [hi - lo for lo, hi in shares]
     assert max(sizes) == -(-num_leaves // num_processes)  # nobody slower than an even deal
     assert min(sizes) >= (1 if num_processes <= num_leaves else 0)
 
 
 def test_shares_are_whole_subtrees_where_that_costs_nothing() -> None:
-    assert [tree.share(101, 8, rank) for rank in range(8)] == [tree.cover(101, *tree.share(101, 8, rank))[0] for rank in range(8)]
+    assert [tree.share(101, 8, rank) for rank in range(8)] == [
+        tree.cover(101, *tree.share(101, 8, rank))[0] for rank in range(8)
+    ]
     assert {hi - lo for lo, hi in (tree.share(256, 24, rank) for rank in range(24))} == {10, 11}
 
 
@@ -99,4 +105,7 @@ def test_messages_stay_few_for_ragged_counts() -> None:
     for num_leaves in (7, 8, 12, 101, 256):
         for num_processes in (2, 3, 4, 5, 7):
             for rank in range(num_processes):
-                assert len(tree.cover(num_leaves, *tree.share(num_leaves, num_processes, rank))) <= 2 * num_leaves.bit_length()
+                assert (
+                    len(tree.cover(num_leaves, *tree.share(num_leaves, num_processes, rank)))
+                    <= 2 * num_leaves.bit_length()
+                )

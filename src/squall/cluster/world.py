@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from squall.cluster.lifeline import tie_to_launcher
 from squall.cluster.place import LOOPBACK, Place, find, is_loopback
@@ -50,7 +51,7 @@ class World:
     local_size: int
     device: torch.device
     group: dist.ProcessGroup | None
-    store: dist.Store | None
+    store: Store | None
     node: str = "0"
     timeout_s: float = 300.0
     _own: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
@@ -73,7 +74,7 @@ class World:
             return self._own[key]
         try:
             self.store.wait([self._local(key)], timedelta(seconds=self.timeout_s))
-            return cast(bytes, self.store.get(self._local(key))).decode()
+            return self.store.get(self._local(key)).decode()
         except dist.DistError as error:
             others = [rank for rank in range(self.local_size) if rank != self.local_rank]
             raise PeerMissingError(
@@ -118,7 +119,7 @@ def join(device: str | None = None, timeout_s: float = 300.0) -> World:
     try:
         store = _store(place, timeout)
         store.set(f"squall/here/{place.rank}", "")
-        group = _group(dist.PrefixStore("squall/group", store), place, chosen, timeout)
+        group = _group(PrefixStore("squall/group", store), place, chosen, timeout)
     except RuntimeError as error:
         raise _nobody_came(place, store, timeout_s, error) from error
     return World(
@@ -128,13 +129,13 @@ def join(device: str | None = None, timeout_s: float = 300.0) -> World:
         place.local_size,
         chosen,
         group,
-        dist.PrefixStore("squall/text", store),
+        PrefixStore("squall/text", store),
         place.node,
         timeout_s,
     )
 
 
-def _nobody_came(place: Place, store: dist.Store | None, timeout_s: float, error: Exception) -> PeerMissingError:
+def _nobody_came(place: Place, store: Store | None, timeout_s: float, error: Exception) -> PeerMissingError:
     host, port = place.master or ("", 0)
     who = "the store of rank 0"
     if store is not None:
@@ -168,16 +169,16 @@ def _device(name: str | None, place: Place) -> torch.device:
     return device
 
 
-def _store(place: Place, timeout: timedelta) -> dist.Store:
+def _store(place: Place, timeout: timedelta) -> Store:
     host, port = place.master or (LOOPBACK, 0)
     if place.agent_store:
-        return dist.TCPStore(host, port, None, False, timeout)
+        return TCPStore(host, port, None, False, timeout)
     if place.one_machine:
         host = LOOPBACK
     if place.rank:
-        return dist.TCPStore(host, port, None, False, timeout)
+        return TCPStore(host, port, None, False, timeout)
     if not place.one_machine:
-        return dist.TCPStore(host, port, None, True, timeout, wait_for_workers=False)
+        return TCPStore(host, port, None, True, timeout, wait_for_workers=False)
     return open_store(listener(port), timeout)
 
 
@@ -194,14 +195,14 @@ def listener(port: int = 0) -> socket.socket:
     return server
 
 
-def open_store(server: socket.socket, timeout: timedelta) -> dist.TCPStore:
+def open_store(server: socket.socket, timeout: timedelta) -> TCPStore:
     """A store that serves on a socket made by `listener`; the store owns the socket from here on."""
     port = server.getsockname()[1]
     fd = server.detach()
-    return dist.TCPStore(LOOPBACK, port, None, True, timeout, False, True, fd)
+    return TCPStore(LOOPBACK, port, None, True, timeout, False, True, fd)
 
 
-def _group(store: dist.Store, place: Place, device: torch.device, timeout: timedelta) -> dist.ProcessGroup:
+def _group(store: Store, place: Place, device: torch.device, timeout: timedelta) -> dist.ProcessGroup:
     if device.type == "cuda":
         nccl = cast(Any, dist).ProcessGroupNCCL
         options = nccl.Options()
@@ -225,7 +226,7 @@ def _address(place: Place) -> str:
         return ""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # connecting UDP sends nothing
         try:
-            probe.connect(place.master)
+            probe.connect(place.master or (LOOPBACK, 1))
         except OSError:
             return ""
         address: str = probe.getsockname()[0]

@@ -59,10 +59,11 @@ class Audit:
         sizes = " + ".join(f"{count(sum(counts))} {split}" for split, counts in self.per_class.items())
         lines = [f"{self.name}: {sizes} images, {len(self.classes)} classes"]
         for split, counts in self.per_class.items():
-            lines.append(f"  {split.ljust(8)}  {count(min(counts))} to {count(max(counts))} images a class")
+            least = "" if min(counts) == max(counts) else f"{count(min(counts))} to "
+            lines.append(f"  {split.ljust(8)}  {least}{count(max(counts))} images a class")
         for split, pairs in self.repeated.items():
             lines.append(f"  {split.ljust(8)}  {_pairs(pairs)} equal an earlier one")
-        lines.append(f"  {'both'.ljust(8)}  {_pairs(self.shared)} of the test images are training images too")
+        lines.append(f"  {'both'.ljust(8)}  {_pairs(self.shared)} stand in train and in test")
         if self.sums_checked:
             lines.append(f"  {'sha256'.ljust(8)}  {self.sums_checked} files compared with the published sums")
         lines += [f"  {'FAULT'.ljust(8)}  {name}: {reason}" for name, reason in self.faults]

@@ -43,7 +43,9 @@ class Photos:
         """One decoded sample."""
         return self.folder.read(index, epoch, seed)
 
-    def finish(self, batch: tuple[torch.Tensor, torch.Tensor], draw: Draw, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def finish(
+        self, batch: tuple[torch.Tensor, torch.Tensor], draw: Draw, seed: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """uint8 (n, h, w, 3) to float32 (n, 3, h, w), with the operations on batches."""
         images, labels = batch
         return self.transform(images, draw.ids, draw.epochs, seed), labels

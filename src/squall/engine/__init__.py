@@ -1,1 +1,1 @@
-"""Where a job's processes live: `squall.engine.spmd` starts lock-step ranks, `squall.engine.doctor` examines a machine."""
+"""Where a job's processes live: `spmd` starts lock-step ranks, `doctor` examines the machine they run on."""

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from squall.errors import InputError, SquallError
+from squall.errors import InputError, Row, SquallError, UserCodeError
 
 REPORTS = "SQUALL_REPORTS"
 """Environment variable of a rank: the file that takes its error."""
@@ -45,6 +45,7 @@ class Report:
     Arguments:
         rank: whose it is.
         status: the exit status it asks for.
+        headline: the error in one line.
         message: rendered text, without its last line of advice.
         hint: that line, or nothing.
         lost_peer: another rank's end was the reason.
@@ -53,6 +54,7 @@ class Report:
 
     rank: int
     status: int
+    headline: str
     message: str
     hint: str
     lost_peer: bool
@@ -71,7 +73,7 @@ class Reports:
         self.path = f"/proc/{os.getpid()}/fd/{self._fd}"
 
     def read(self) -> list[Report]:
-        """All reports, in the order in which they were written; the torn one of a rank killed while writing is left out."""
+        """All reports in the order of writing; the torn one of a rank killed while writing is left out."""
         found = []
         for line in Path(self.path).read_text(encoding="utf-8").splitlines():
             with contextlib.suppress(json.JSONDecodeError):
@@ -94,12 +96,12 @@ def report_error(path: str, error: BaseException, rank: int) -> None:
         rank: of this process.
     """
     if isinstance(error, SquallError):
-        message, hint, status = error.render(), error.hint, error.exit_status
+        headline, message, hint, status = error.headline, error.render(), error.hint, error.exit_status
         message = message.removesuffix(f"\n{hint}") if hint else message
     else:
-        text = "".join(traceback.format_exception(error)).rstrip()
-        message, hint, status = f"squall: rank {rank} failed\n{text}", "", 1
-    report = Report(rank, status, message, hint, lost_peer(error), time.monotonic())
+        headline, hint, status = f"{type(error).__name__}: {error}", "", 1
+        message = f"squall: rank {rank} failed\n{''.join(traceback.format_exception(error)).rstrip()}"
+    report = Report(rank, status, headline, message, hint, lost_peer(error), time.monotonic())
     line = f"{json.dumps(asdict(report))}\n".encode()
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
     try:
@@ -110,11 +112,13 @@ def report_error(path: str, error: BaseException, rank: int) -> None:
 
 def lost_peer(error: BaseException) -> bool:
     """Whether an error, or one that it was raised from, is a connection lost to another rank."""
+    if isinstance(error, UserCodeError | InputError):  # what their own connections do is theirs
+        return False
     seen: BaseException | None = error
     while seen is not None:
         if any(kind.__name__ in _LOST for kind in type(seen).__mro__):
             return True
-        if isinstance(seen, RuntimeError | OSError) and any(words in str(seen) for words in _LOST_WORDS):
+        if isinstance(seen, RuntimeError) and any(words in str(seen) for words in _LOST_WORDS):
             return True
         seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
     return False
@@ -132,45 +136,36 @@ def verdict(reports: list[Report], exits: Mapping[int, int], processes: int, now
     Returns:
         The job's exit status, and the text to print once.
     """
-    own = sorted((r for r in reports if not r.lost_peer), key=lambda report: report.seconds)
-    echoes = sorted((r for r in reports if r.lost_peer), key=lambda report: report.seconds)
-    said = {report.rank for report in reports}
-    silent = sorted(
-        (code == -signal.SIGTERM, code >= 0, rank) for rank, code in exits.items() if rank not in said
-    )  # killed, then ended without a word; SIGTERM is how the agent stops the rest
-    if not own and silent and (not echoes or not silent[0][0]):
-        rank = silent[0][2]
-        return _silent(rank, exits[rank], processes, echoes[0] if echoes else None)
-    if not own and not echoes:
-        return 1, "squall: the ranks ended without a reason"
-    first = (own or echoes)[0]
+    in_time = sorted(reports, key=lambda report: report.seconds)
+    own = [report for report in in_time if not report.lost_peer]
+    echoes = [report for report in in_time if report.lost_peer]
+    silent = sorted(set(exits) - {report.rank for report in reports})
+    killed = [rank for rank in silent if exits[rank] < 0 and exits[rank] != -signal.SIGTERM]
+    mute = [rank for rank in silent if exits[rank] > 0]
+    stopped = [rank for rank in silent if exits[rank] == -signal.SIGTERM]  # as the agent stops the rest
+    if not own and (killed or mute or not echoes):
+        rank = (killed + mute + stopped)[0]
+        return _silent(rank, exits[rank], processes, echoes)
+    first = (own + echoes)[0]
     lines = [first.message]
-    same = {report.rank for report in reports if report.message == first.message}
-    others = processes - len(same | {first.rank})
+    others = processes - sum(report.message == first.message for report in reports)
     if others and first.status != InputError.exit_status:
-        lines.append(f"  {_others(others)} stopped in {max(now - first.seconds, 0):.1f} s")
+        lines.append(
+            f"  {others} other rank{'' if others == 1 else 's'} stopped in {max(now - first.seconds, 0):.1f} s"
+        )
     return first.status, "\n".join([*lines, first.hint] if first.hint else lines)
 
 
-def _silent(rank: int, code: int, processes: int, echo: Report | None) -> tuple[int, str]:
+def _silent(rank: int, code: int, processes: int, echoes: list[Report]) -> tuple[int, str]:
+    rows: list[Row] = []
     if code < 0:
         how = f"was killed by {signal.Signals(-code).name}"
-        rows = [("often", "the machine ran out of memory: dmesg says so")] if code == -signal.SIGKILL else []
-        status = 1
+        if code == -signal.SIGKILL:
+            rows.append(("often", "the machine ran out of memory: dmesg says so"))
     else:
-        how, rows, status = f"ended with exit status {code}", [], code
+        how = f"ended with exit status {code}"
         rows.append(("found", "it left no message here; look at what it printed itself"))
-    if echo is not None:
-        rows.append(
-            (
-                f"rank {echo.rank}",
-                echo.message.splitlines()[0].removeprefix("squall: ").removesuffix("(exit 1)").strip(),
-            )
-        )
+    rows += [(f"rank {echo.rank}", echo.headline) for echo in echoes[:1]]
     error = SquallError(f"rank {rank} of {processes} {how}", rows)
-    error.exit_status = status
-    return status, error.render()
-
-
-def _others(number: int) -> str:
-    return f"{number} other rank{'' if number == 1 else 's'}"
+    error.exit_status = max(code, 1)
+    return error.exit_status, error.render()

@@ -44,7 +44,7 @@ class Outcome:
 
 
 def launch(arguments: Sequence[str], processes: int, *, threads: int, env: Mapping[str, str] | None = None) -> int:
-    """Runs ``python *arguments`` in `processes` ranks of this machine, and prints the one error that ended them, if any.
+    """Runs ``python *arguments`` in `processes` ranks of this machine, and prints the one error that ended them.
 
     Arguments:
         arguments: of this interpreter: ``["-m", "squall", "train", "digits"]``.
@@ -99,7 +99,10 @@ def as_rank(main: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except Exception as error:
-        report_error(path, error, int(os.environ["RANK"]))
+        try:
+            report_error(path, error, int(os.environ["RANK"]))
+        except OSError:  # the launcher is gone: nobody reads reports any more
+            raise error from None
         return int(getattr(error, "exit_status", 1))
 
 
@@ -139,7 +142,7 @@ def _run(arguments: list[str], processes: int, reports: Reports) -> Outcome:
 
 def _rank_environment(threads: int) -> dict[str, str]:
     values = {name: str(threads) for name in _THREADS}
-    values |= {name: "lo" for name in _INTERFACES}  # also for groups that the user's code makes
+    values |= dict.fromkeys(_INTERFACES, "lo")  # also for groups that the user's code makes
     # a lost peer is reported once, by us; torch's own backtraces are there for whoever asks
     values["TORCH_CPP_LOG_LEVEL"] = os.environ.get("TORCH_CPP_LOG_LEVEL", "FATAL")
     return values

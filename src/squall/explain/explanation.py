@@ -24,8 +24,8 @@ _BARE_JUMP = 2.0
 """A rate scaled by more than this without a warm-up is worth a warning (Goyal et al. 2017, section 2.2)."""
 
 # Ends of lines that name what `squall` offers beyond this text.
-MEASURE = "activations: --measure"
-PLAN = "Time and cost on other machines: squall plan {name} --gpus {workers}"
+MEASURE = ""
+PLAN = "try: squall train {name}"
 
 _SETS = {"imagenet": "ImageNet-1k", "cifar10": "CIFAR-10", "fashion-mnist": "Fashion-MNIST", "mnist": "MNIST"}
 

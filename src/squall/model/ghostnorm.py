@@ -145,7 +145,7 @@ class _Split:
         if len(x) != sum(sizes):
             raise _not_these_samples(len(x), sizes)
         if self.given is None and type(module).forward is _BatchNorm.forward:
-            module._check_input_dim(x)
+            module._check_input_dim(x)  # type: ignore[no-untyped-call]
             return _forward(module, x, self.groups)
         return self._one_by_one(x)
 
@@ -167,12 +167,12 @@ class _Split:
         start = [b.clone() for b in (*buffers, *counters)]
         changes = [torch.zeros_like(b) for b in buffers]
         parts = []
-        for part, share in zip(x.split(self.groups.sizes), self.groups.weights(x), strict=True):
+        for part in x.split_with_sizes(self.groups.sizes):
             for buffer, before in zip((*buffers, *counters), start, strict=True):
                 buffer.copy_(before)
             parts.append(self._plain(part))
             for buffer, before, change in zip(buffers, start, changes, strict=False):
-                change += share.to(buffer) * (buffer - before)
+                change.add_(buffer - before, alpha=len(part) / len(x))
         for buffer, before, change in zip(buffers, start, changes, strict=False):
             torch.add(before, change, out=buffer)
         return torch.cat(parts)
@@ -192,7 +192,7 @@ def _forward(module: _BatchNorm, x: torch.Tensor, groups: Groups) -> torch.Tenso
         out = torch.cat(
             [
                 F.batch_norm(part, mean, variance, module.weight, module.bias, True, 1.0, module.eps)
-                for part, mean, variance in zip(x.split(sizes), statistics[0], statistics[1], strict=True)
+                for part, mean, variance in zip(x.split_with_sizes(sizes), statistics[0], statistics[1], strict=True)
             ]
         )
     if module.running_mean is not None and module.running_var is not None:
@@ -231,7 +231,9 @@ class _Grouped(torch.autograd.Function):
         eps: float,
     ) -> torch.Tensor:
         out = torch.empty_like(x)
-        for part, into, row in zip(x.split(sizes), out.split(sizes), statistics.unbind(1), strict=True):
+        for part, into, row in zip(
+            x.split_with_sizes(sizes), out.split_with_sizes(sizes), statistics.unbind(1), strict=True
+        ):
             running_mean, running_var, mean, inverse = row.unbind()
             _native_out(
                 part,
@@ -251,16 +253,16 @@ class _Grouped(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad_out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, grad_out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, statistics = ctx.saved_tensors
         mask = list(ctx.needs_input_grad[:3])
         grad_x = torch.empty_like(x) if mask[0] else None
-        into = grad_x.split(ctx.sizes) if grad_x is not None else [None] * len(ctx.sizes)
+        into = grad_x.split_with_sizes(ctx.sizes) if grad_x is not None else [None] * len(ctx.sizes)
         grad_weight: torch.Tensor | None = None
         grad_bias: torch.Tensor | None = None
         for part, grad, target, row in zip(
-            x.split(ctx.sizes), grad_out.split(ctx.sizes), into, statistics.unbind(1), strict=True
+            x.split_with_sizes(ctx.sizes), grad_out.split_with_sizes(ctx.sizes), into, statistics.unbind(1), strict=True
         ):
             running_mean, running_var, mean, inverse = row.unbind()
             of_x, of_weight, of_bias = _native_backward(

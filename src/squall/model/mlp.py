@@ -7,6 +7,7 @@ not matter) and, with dropout, random numbers in the forward pass. Hidden weight
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -21,7 +22,7 @@ class MLP(nn.Module):
     def __init__(self, in_features: int, hidden: Sequence[int], num_classes: int, dropout: float) -> None:
         super().__init__()
         sizes = [in_features, *hidden]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.fc = nn.Linear(sizes[-1], num_classes)
         self.dropout = dropout
         for layer in self.layers:

@@ -49,7 +49,7 @@ def build(name: str, arguments: Mapping[str, Any]) -> nn.Module:
         77754
     """
     own = ":" in name
-    module, function, fixed = (*name.split(":", 1), {}) if own else _find(name)
+    module, function, fixed = (*name.partition(":")[::2], {}) if own else _find(name)
     factory = _import(name, module, function)
     _check_arguments(name, factory, fixed, arguments, check_values=not own)
     return _checked_module(name, factory(**fixed, **arguments))

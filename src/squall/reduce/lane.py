@@ -12,6 +12,7 @@ next is still being computed::
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ class Bucket:
         """One piece for each process to own; cuts on multiples of `ALIGN`; pieces may be empty."""
         blocks = (self.stop - self.start) // ALIGN
         cuts = [self.start + ALIGN * (rank * blocks // num_processes) for rank in range(num_processes + 1)]
-        return list(zip(cuts[:-1], cuts[1:], strict=True))
+        return list(itertools.pairwise(cuts))
 
 
 def buckets(ends: Sequence[int], bucket_size: int) -> list[Bucket]:

@@ -19,6 +19,7 @@ Everything here is arithmetic on integers; `exact.py` moves the numbers.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -60,7 +61,7 @@ def _cuts(num_leaves: int, num_processes: int) -> tuple[int, ...]:
 
     if num_processes <= num_leaves and needs((0, num_leaves)) <= num_processes:
         cuts = (*deal((0, num_leaves), num_processes), num_leaves)
-        if max(b - a for a, b in zip(cuts[:-1], cuts[1:], strict=True)) <= most:
+        if max(b - a for a, b in itertools.pairwise(cuts)) <= most:
             return cuts
     return tuple(rank * num_leaves // num_processes for rank in range(num_processes + 1))
 

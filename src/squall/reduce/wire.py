@@ -67,7 +67,7 @@ def exchange(
     Returns:
         What is pending of the sends, and of the receives.
     """
-    if sends and sends[0][1].is_cuda or receives and receives[0][1].is_cuda:
+    if (sends and sends[0][1].is_cuda) or (receives and receives[0][1].is_cuda):
         return _grouped(group, sends, receives, purpose)
     got = tuple((peer, group.recv([tensor], peer, tag), "for") for peer, tensor in receives)
     sent = tuple((peer, group.send([tensor], peer, tag), "on") for peer, tensor in sends)

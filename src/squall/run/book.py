@@ -53,7 +53,9 @@ class Book:
         """An update was applied: the stretch of training time ends here (evaluation does not count)."""
         self._stepped = time.perf_counter()
 
-    def note_values(self, step: int, val: Mapping[str, float], test: Mapping[str, float], values: Mapping[str, float]) -> None:
+    def note_values(
+        self, step: int, val: Mapping[str, float], test: Mapping[str, float], values: Mapping[str, float]
+    ) -> None:
         """Values that the loop logged; `val` and `test` join the epoch's record."""
         self._val.update(val)
         self._test.update(test)
@@ -101,7 +103,9 @@ class Book:
         last = self.epochs[-1] if self.epochs else None
         numbers: dict[str, Any] = {}
         for split in ("test", "val"):
-            accuracies = [getattr(epoch, split)["accuracy"] for epoch in self.epochs if "accuracy" in getattr(epoch, split)]
+            accuracies = [
+                getattr(epoch, split)["accuracy"] for epoch in self.epochs if "accuracy" in getattr(epoch, split)
+            ]
             if accuracies:
                 numbers[f"{split}_accuracy"] = accuracies[-1]
                 numbers[f"{split}_error_median_last5"] = median_of_last([1 - accuracy for accuracy in accuracies])

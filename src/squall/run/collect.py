@@ -15,7 +15,16 @@ import torch
 from squall.cluster.world import World
 from squall.errors import RunError
 
-_DTYPES = (torch.float32, torch.float64, torch.int64, torch.int32, torch.bool, torch.uint8, torch.bfloat16, torch.float16)
+_DTYPES = (
+    torch.float32,
+    torch.float64,
+    torch.int64,
+    torch.int32,
+    torch.bool,
+    torch.uint8,
+    torch.bfloat16,
+    torch.float16,
+)
 _MOST_DIMENSIONS = 8
 
 
@@ -45,7 +54,9 @@ def say(world: World, text: str) -> str:
         return text
     data = torch.tensor(list(text.encode()), dtype=torch.uint8)
     length = broadcast(world, torch.tensor([len(data)], device=world.device), 0)
-    buffer = data.to(world.device) if world.rank == 0 else torch.empty(int(length), dtype=torch.uint8, device=world.device)
+    buffer = (
+        data.to(world.device) if world.rank == 0 else torch.empty(int(length), dtype=torch.uint8, device=world.device)
+    )
     if int(length):
         broadcast(world, buffer, 0)
     return bytes(buffer.tolist()).decode()
@@ -70,7 +81,9 @@ def join_blocks(world: World, block: torch.Tensor | None, rows: Sequence[int]) -
         if rank == world.rank:
             assert block is not None
             if tuple(block.shape[1:]) != tuple(shape[1:]) or block.dtype != dtype:
-                raise RunError(f"rank {rank} gathers values of another shape than rank 0: {tuple(block.shape)}, {block.dtype}")
+                raise RunError(
+                    f"rank {rank} gathers values of another shape than rank 0: {tuple(block.shape)}, {block.dtype}"
+                )
             piece = block.detach().contiguous().to(world.device)
         else:
             piece = torch.empty((count, *shape[1:]), dtype=dtype, device=world.device)

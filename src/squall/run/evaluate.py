@@ -47,7 +47,12 @@ class PerSample:
 
 
 def per_sample(
-    spec: RunSpec, world: World, model: nn.Module, data: Any, measure: Callable[[Any, Any], torch.Tensor], **reading: Any
+    spec: RunSpec,
+    world: World,
+    model: nn.Module,
+    data: Any,
+    measure: Callable[[Any, Any], torch.Tensor],
+    **reading: Any,
 ) -> PerSample:
     """Applies `measure(outputs, targets)` to each batch of (inputs, targets); joins the per-sample values."""
     blocks: list[torch.Tensor] = []
@@ -59,7 +64,10 @@ def per_sample(
                 found = f"shape {tuple(values.shape)}" if isinstance(values, torch.Tensor) else type(values).__name__
                 raise RunError(
                     "the measure of run.evaluate must give one value per sample",
-                    [("found", f"{found} for {len(draw)} samples"), ("to do", "lambda out, labels: out.argmax(1) == labels")],
+                    [
+                        ("found", f"{found} for {len(draw)} samples"),
+                        ("to do", "lambda out, labels: out.argmax(1) == labels"),
+                    ],
                 )
             blocks.append(values)
     rows = [_rows(len(data), spec.eval_batch_size, world.size, rank) for rank in range(world.size)]
@@ -101,7 +109,9 @@ def averages(
     found = {name: totals[2 * i] / totals[2 * i + 1] for i, name in enumerate(names)}
     for name, width in widths.items():
         batches = gathered.get(name, [])
-        joined = [join_blocks(world, torch.cat([b[i] for b in batches]) if batches else None, samples) for i in range(width)]
+        joined = [
+            join_blocks(world, torch.cat([b[i] for b in batches]) if batches else None, samples) for i in range(width)
+        ]
         found[name] = float(say(world, repr(float(functions[name](*joined))) if world.rank == 0 else ""))
     return found
 
@@ -119,7 +129,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _batches(spec: RunSpec, world: World, data: Any, collate: Any = None, num_workers: int = 0) -> Iterator[tuple[Draw, Any]]:
+def _batches(
+    spec: RunSpec, world: World, data: Any, collate: Any = None, num_workers: int = 0
+) -> Iterator[tuple[Draw, Any]]:
     size, total = spec.eval_batch_size, len(data)
     first, stop = share(-(-total // size), world.size, world.rank)
 
@@ -154,4 +166,3 @@ def _sum_in_order(table: torch.Tensor) -> list[float]:
     for row in table.tolist():
         totals = [total + value for total, value in zip(totals, row, strict=True)]
     return totals
-

@@ -50,7 +50,11 @@ def agree(world: World, mine: dict[str, Any], exact: bool) -> None:
     if world.size == 1 or not exact:
         return
     first = json.loads(say(world, json.dumps(mine)))
-    differ = [(key, f"{first[key]} on rank 0, {mine[key]} on rank {world.rank}") for key in mine if mine[key] != first.get(key)]
+    differ = [
+        (key, f"{first[key]} on rank 0, {mine[key]} on rank {world.rank}")
+        for key in mine
+        if mine[key] != first.get(key)
+    ]
     if differ:
         raise RunError(
             f"rank {world.rank} computes with another arithmetic than rank 0",

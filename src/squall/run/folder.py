@@ -1,9 +1,9 @@
 """The run's folder: what a run leaves behind, and the lock that keeps a second writer out.
 
-    recipe.toml          the resolved recipe (or run.json: the fields of squall.Run)
-    records.jsonl        what happened, an event a line
-    weights.safetensors  final weights and buffers under the module's own names; ema.safetensors beside it
-    result.json          how the run ended
+recipe.toml          the resolved recipe (or run.json: the fields of squall.Run)
+records.jsonl        what happened, an event a line
+weights.safetensors  final weights and buffers under the module's own names; ema.safetensors beside it
+result.json          how the run ended
 """
 
 from __future__ import annotations
@@ -72,7 +72,10 @@ def check_free(path: Path) -> None:
     if (path / RECORDS).exists():
         raise InputError(
             f"the run folder {path} holds a run already",
-            [("rule", "a run never overwrites another"), ("to do", f"choose another folder with --out DIR, or remove {path}")],
+            [
+                ("rule", "a run never overwrites another"),
+                ("to do", f"choose another folder with --out DIR, or remove {path}"),
+            ],
         )
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file", [("rule", "a run needs a folder"), ("to do", "--out DIR")])

@@ -24,7 +24,10 @@ def check_loss(loss: Any, num_samples: int, where: str = "step.backward(loss)") 
         RunError: with what was found and the line to change.
     """
     if not isinstance(loss, torch.Tensor):
-        raise RunError(f"{where} got a {type(loss).__name__}", [("rule", "give it the loss tensor: the sum over the batch's samples")])
+        raise RunError(
+            f"{where} got a {type(loss).__name__}",
+            [("rule", "give it the loss tensor: the sum over the batch's samples")],
+        )
     if loss.numel() != 1:
         raise RunError(
             f"{where} got a tensor of shape {tuple(loss.shape)}",
@@ -33,7 +36,10 @@ def check_loss(loss: Any, num_samples: int, where: str = "step.backward(loss)") 
     if not loss.requires_grad:
         raise RunError(
             f"{where} got a loss without a gradient",
-            [("rule", "the loss must come from the model's output"), ("to do", "look for torch.no_grad(), .item() or .detach() on the way")],
+            [
+                ("rule", "the loss must come from the model's output"),
+                ("to do", "look for torch.no_grad(), .item() or .detach() on the way"),
+            ],
         )
     found = _mean_in(loss.grad_fn, 1.0, num_samples) if num_samples > 1 else ""
     if found:

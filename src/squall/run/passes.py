@@ -86,7 +86,7 @@ class Passes:
         self._next_bucket = 0
         self._slot, self._accumulate = 0, False
         for index, parameter in enumerate(self.parameters):
-            parameter.register_post_accumulate_grad_hook(self._hook(index))
+            parameter.register_post_accumulate_grad_hook(self._hook(index))  # type: ignore[no-untyped-call]
 
     @property
     def gradient_bytes(self) -> int:
@@ -127,7 +127,9 @@ class Passes:
         """The backward pass of a sum over the pass's samples."""
         loss.backward()  # type: ignore[no-untyped-call]
 
-    def end_pass(self, loss: torch.Tensor, count: float | torch.Tensor, num_samples: int, metrics: dict[str, Any]) -> None:
+    def end_pass(
+        self, loss: torch.Tensor, count: float | torch.Tensor, num_samples: int, metrics: dict[str, Any]
+    ) -> None:
         """Completes the pass: parameters without a gradient, buffers, and the tail."""
         vector = self._reduction.vectors[self._slot]
         for index, touched in enumerate(self._touched):
@@ -192,11 +194,16 @@ class Passes:
                     [("rule", "inside `for batch in step:` call step.backward(loss) once; Squall moves the gradients")],
                 )
             if self._touched[index]:
-                raise RunError("two backward passes in one pass", [("rule", "add the losses up and call step.backward once")])
+                raise RunError(
+                    "two backward passes in one pass", [("rule", "add the losses up and call step.backward once")]
+                )
             if gradient.layout != torch.strided:
                 raise InputError(
                     f"{self.names[index]} has a sparse gradient",
-                    [("rule", "gradients are summed as one dense vector"), ("to do", "build the layer with sparse=False")],
+                    [
+                        ("rule", "gradients are summed as one dense vector"),
+                        ("to do", "build the layer with sparse=False"),
+                    ],
                 )
             self._touched[index] = True
             view = self._views[self._slot][index]
@@ -229,7 +236,10 @@ class Passes:
             self._tail = self._new_reduction([Bucket(0, -(-size // 64) * 64)], like, tag=2 * len(self._cuts))
             self._tail.open(self._num_passes)
         if sorted(metrics) != self._metric_names:
-            raise RunError("a step's metrics changed their names", [("before", " ".join(self._metric_names)), ("now", " ".join(sorted(metrics)))])
+            raise RunError(
+                "a step's metrics changed their names",
+                [("before", " ".join(self._metric_names)), ("now", " ".join(sorted(metrics)))],
+            )
         numbers: list[float] = [0.0, 0.0, float(num_samples), 1.0]
         numbers += [1.0 if touched else 0.0 for touched in self._touched]
         values = torch.tensor(numbers, dtype=torch.float64)
@@ -267,10 +277,18 @@ def _check(model: nn.Module, named: list[tuple[str, nn.Parameter]]) -> None:
     if lazy:
         raise InputError(
             f"{lazy[0]} has no shape yet (a lazy layer)",
-            [("rule", "all parameters need their shapes before run.setup"), ("to do", "call the model once on a batch in the model factory")],
+            [
+                ("rule", "all parameters need their shapes before run.setup"),
+                ("to do", "call the model once on a batch in the model factory"),
+            ],
         )
     if not named:
-        raise InputError("the model has no parameter that requires a gradient", [("found", f"{sum(1 for _ in model.parameters())} parameters, all frozen")])
+        raise InputError(
+            "the model has no parameter that requires a gradient",
+            [("found", f"{sum(1 for _ in model.parameters())} parameters, all frozen")],
+        )
     complex_ = [name for name, p in named if p.is_complex()]
     if complex_:
-        raise InputError(f"{complex_[0]} is complex", [("rule", "parameters must be real; store the real and imaginary parts")])
+        raise InputError(
+            f"{complex_[0]} is complex", [("rule", "parameters must be real; store the real and imaginary parts")]
+        )

@@ -29,7 +29,8 @@ def check(precision: Precision, device: torch.device) -> None:
     """
     if device.type == "cpu" and precision in ("fp16", "tf32"):
         raise InputError(
-            f"precision={precision} needs a CUDA device", [("found", "a CPU"), ("to do", "precision=bf16 or precision=fp32")]
+            f"precision={precision} needs a CUDA device",
+            [("found", "a CPU"), ("to do", "precision=bf16 or precision=fp32")],
         )
 
 
@@ -45,7 +46,7 @@ def wrap_forward(model: nn.Module, precision: Precision, device: torch.device) -
         with torch.autocast(device.type, dtype):
             return _to_float32(inner(*arguments, **named))
 
-    model.forward = forward  # type: ignore[method-assign]
+    model.forward = forward
 
 
 class LossScale:

@@ -18,7 +18,7 @@ from torch import nn
 
 from squall.cluster.world import World, join
 from squall.data.order import Draw
-from squall.errors import Diverged, InputError, RunError
+from squall.errors import DivergedError, InputError, RunError
 from squall.metrics import Loss, Metrics
 from squall.model import weights
 from squall.optim.ema import Ema
@@ -32,8 +32,8 @@ from squall.run.collect import broadcast, say
 from squall.run.fingerprint import agree, digest, fingerprint
 from squall.run.result import Outcome, Result
 from squall.run.spec import RunSpec
-from squall.run.steps import Step
 from squall.run.stepper import Stepper, finisher
+from squall.run.steps import Step
 
 Model = TypeVar("Model", bound=nn.Module)
 Optimizer = TypeVar("Optimizer", bound=torch.optim.Optimizer)
@@ -142,7 +142,7 @@ class Run:
         Raises:
             InputError: more processes than passes; a virtual worker of one sample under batch normalisation.
             RunError: a step left early, an update forgotten.
-            Diverged: the loss is not finite any more.
+            DivergedError: the loss is not finite any more.
         """
         stepper = self._require_setup()
         order = stepper.begin(data, collate, num_workers)
@@ -194,7 +194,9 @@ class Run:
             The values of the whole set in its order; `.mean()` is the metric. With `ema`, of the averaged weights.
         """
         with self._averaged():
-            return evaluate.per_sample(self.spec, self.world, model, data, measure, collate=collate, num_workers=num_workers)
+            return evaluate.per_sample(
+                self.spec, self.world, model, data, measure, collate=collate, num_workers=num_workers
+            )
 
     def averages(
         self,
@@ -322,10 +324,10 @@ class Run:
             )
         )
 
-    def _diverged(self, step: Step, loss: float) -> Diverged:
+    def _diverged(self, step: Step, loss: float) -> DivergedError:
         rate = "unknown" if step.lr is None else f"{step.lr:.6g}"
         advice = "a smaller rate (lr.base), a longer warm-up (lr.warmup_epochs), or clip_grad_norm=1.0"
-        error = Diverged(
+        error = DivergedError(
             f"the run diverged: the loss is {loss} in step {step.index}, epoch {step.epoch + 1}",
             [("rate", rate), ("to try", advice)],
         )
@@ -388,5 +390,5 @@ def _same_everywhere(world: World, model: nn.Module) -> None:
     for dtype in {tensor.dtype: None for tensor in tensors}:
         group = [tensor.detach() for tensor in tensors if tensor.dtype == dtype]
         flat = broadcast(world, torch.cat([tensor.flatten() for tensor in group]), 0)
-        for tensor, piece in zip(group, flat.split([tensor.numel() for tensor in group]), strict=True):
+        for tensor, piece in zip(group, torch.split(flat, [tensor.numel() for tensor in group]), strict=True):
             tensor.copy_(piece.view(tensor.shape))

@@ -81,7 +81,9 @@ class RunSpec:
         if values.get("loss_over", "sample") not in ("sample", "worker"):
             mistakes.add(f"loss_over={values['loss_over']!r}", "not known. One of: sample worker")
         if values.get("loss_over") == "worker" and values.get("fuse", 1) != 1:
-            mistakes.add(f"fuse={values['fuse']}", 'must be 1 with loss_over = "worker": each worker needs its own loss')
+            mistakes.add(
+                f"fuse={values['fuse']}", 'must be 1 with loss_over = "worker": each worker needs its own loss'
+            )
         ema = values.get("ema")
         if ema is not None and not (isinstance(ema, float) and 0 < ema < 1):
             mistakes.add(f"ema={ema!r}", "must lie between 0 and 1, for example 0.999")
@@ -117,7 +119,7 @@ def _solve_batches(values: dict[str, Any], mistakes: Mistakes) -> None:
     elif len(whole) < sum(value is not None for value in (total, each, workers)):
         return  # reported by the check of whole numbers
     elif total is None:
-        values["global_batch_size"] = each * workers
+        values["global_batch_size"] = each * workers  # type: ignore[operator]
     elif each is None:
         values["worker_batch_size"] = -(-total // workers)
         if total % workers:
@@ -125,7 +127,7 @@ def _solve_batches(values: dict[str, Any], mistakes: Mistakes) -> None:
     elif workers is not None and each * workers != total:
         mistakes.add(
             f"global_batch_size={total}",
-            f"contradicts worker_batch_size={each} x virtual_workers={workers} = {each * workers}; give two of the three",
+            f"contradicts worker_batch_size={each} x virtual_workers={workers} = {each * workers}; give two of them",
         )
     elif each > total:
         mistakes.add(f"worker_batch_size={each}", f"is larger than global_batch_size={total}")

@@ -114,7 +114,9 @@ class Stepper:
         self.passes.begin_pass(leaf)
         return batch
 
-    def backward(self, loss: torch.Tensor, count: float | torch.Tensor, num_samples: int, metrics: dict[str, Mean]) -> None:
+    def backward(
+        self, loss: torch.Tensor, count: float | torch.Tensor, num_samples: int, metrics: dict[str, Mean]
+    ) -> None:
         """The pass's backward, and its share of the step's sums."""
         self.passes.backward(loss * self.scale.factor if self.scale.active else loss)
         self.passes.end_pass(loss, count, num_samples, metrics)
@@ -132,7 +134,9 @@ class Stepper:
             if not finite:
                 self.passes.detach()
         if sums.count <= 0:
-            raise RunError(f"the losses of step {plan.index} count {sums.count} samples", [("rule", "the count must be positive")])
+            raise RunError(
+                f"the losses of step {plan.index} count {sums.count} samples", [("rule", "the count must be positive")]
+            )
         return sums
 
     def close(self) -> None:
@@ -158,14 +162,20 @@ def check_hosting(order: Order, num_processes: int, normalises: bool) -> None:
     if order.num_steps == 0:
         raise InputError(
             f"no minibatch of {order.global_batch_size} fits into {order.num_samples} samples",
-            [("rule", 'last_batch = "drop" leaves nothing'), ("to do", "a smaller global_batch_size, or last_batch=short")],
+            [
+                ("rule", 'last_batch = "drop" leaves nothing'),
+                ("to do", "a smaller global_batch_size, or last_batch=short"),
+            ],
         )
     plan = order.step(0)
     if num_processes > plan.num_passes:
         raise InputError(
             f"{num_processes} processes for {plan.num_passes} passes",
             [
-                ("found", f"{len(plan.worker_sizes)} virtual workers, {order.fuse} a pass (fuse): {plan.num_passes} passes a step"),
+                (
+                    "found",
+                    f"{plan.num_passes} passes a step: {len(plan.worker_sizes)} virtual workers, {order.fuse} a pass (fuse)",
+                ),
                 ("rule", "each process needs a pass of its own to compute"),
                 ("to do", f"--processes {plan.num_passes} or fewer, or a smaller fuse or worker_batch_size"),
             ],
@@ -176,7 +186,10 @@ def check_hosting(order: Order, num_processes: int, normalises: bool) -> None:
             raise InputError(
                 f"step {step.index} has a virtual worker of one sample, and the model has batch normalisation",
                 [
-                    ("found", f"{step.num_samples} samples over {len(step.worker_sizes)} workers of n = {order.worker_batch_size}"),
+                    (
+                        "found",
+                        f"{step.num_samples} samples over {len(step.worker_sizes)} workers",
+                    ),
                     ("rule", "a mean and a variance need two samples or more"),
                     ("to do", "another worker_batch_size or global_batch_size, or last_batch=drop or carry"),
                 ],
@@ -217,4 +230,3 @@ def _shrink(sizes: tuple[int, ...], num_samples: int) -> tuple[int, ...]:
         shrunk[index] -= taken
         missing -= taken
     return tuple(size for size in shrunk if size)
-

@@ -1,10 +1,10 @@
 """One update, seen from the loop: an iterator over this process's passes, and what may be done once they are over.
 
-    for step in run.steps(data):        the run opens the step: rate set, gradients taken away
-        for batch in step:              a pass: buffers as at the step's start, generator seeded, `fuse` workers' samples
-            step.backward(loss)         in the last pass, finished buckets already travel
-                                        the inner loop's end waits for the sums: `.grad` is the mean's gradient
-        optimizer.step()
+for step in run.steps(data):        the run opens the step: rate set, gradients taken away
+    for batch in step:              a pass: buffers as at the step's start, generator seeded, `fuse` workers' samples
+        step.backward(loss)         in the last pass, finished buckets already travel
+                                    the inner loop's end waits for the sums: `.grad` is the mean's gradient
+    optimizer.step()
 """
 
 from __future__ import annotations
@@ -70,7 +70,11 @@ class Step:
         self.complete = True
 
     def backward(
-        self, loss: torch.Tensor, *, count: int | torch.Tensor | None = None, metrics: Mapping[str, Metric] | None = None
+        self,
+        loss: torch.Tensor,
+        *,
+        count: int | torch.Tensor | None = None,
+        metrics: Mapping[str, Metric] | None = None,
     ) -> None:
         """Backward pass of this batch's loss.
 

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -39,10 +39,14 @@ def compose(recipe: Recipe, world: World, data_root: Path) -> Task:
     """
     if recipe.model is None or recipe.data is None:
         missing = "model" if recipe.model is None else "data"
-        raise InputError(f"the recipe {recipe.name} has no {missing}", [("to do", f"add a [{missing}] table, or give a task")])
+        raise InputError(
+            f"the recipe {recipe.name} has no {missing}", [("to do", f"add a [{missing}] table, or give a task")]
+        )
     train, val, test = data_of(recipe.data, world, data_root, recipe.seed)
     step, loss = loss_of(recipe.loss)
-    return Task(model=partial(model_of, recipe.model), train=train, val=val, test=test, step=step, loss=loss, name=recipe.name)
+    return Task(
+        model=partial(model_of, recipe.model), train=train, val=val, test=test, step=step, loss=loss, name=recipe.name
+    )
 
 
 def model_of(spec: ModelSpec) -> nn.Module:
@@ -87,14 +91,18 @@ def data_of(spec: DataSpec, world: World, data_root: Path, seed: int) -> tuple[A
                 f"data.val_samples={spec.val_samples} leaves nothing of {len(train)} training samples to train on"
             )
         kept, held = hold_out(len(train), spec.val_samples, seed)
-        plain = subset(_split(spec, sources.set_folder(data_root, spec.root, spec.name), "held", world), held) if ":" not in spec.name else None
+        plain = (
+            subset(_split(spec, sources.set_folder(data_root, spec.root, spec.name), "held", world), held)
+            if ":" not in spec.name
+            else None
+        )
         train, val = subset(train, kept), plain if plain is not None else subset(train, held)
     return train, val, test
 
 
 def _split(spec: DataSpec, folder: Path | None, split: str, world: World) -> Any:
     """One split of a shipped kind of set; "held" is the training set with the operations of evaluation."""
-    part = "test" if split == "test" else "train"
+    part: Literal["train", "test"] = "test" if split == "test" else "train"
     ops, where = (spec.train, "data.train") if split == "train" else (spec.val, "data.val")
     if spec.name == "imagefolder":
         index = sources.load(spec.name, folder, part)
@@ -118,7 +126,12 @@ def _own_sets(name: str) -> tuple[Any, Any, Any]:
     if not isinstance(made, tuple) or not 1 <= len(made) <= 3 or made[0] is None:
         raise InputError(
             f"data.name={name} gives a {type(made).__name__}",
-            [("rule", "the function returns (train, val, test), the last two may be None, or a mapping with these keys")],
+            [
+                (
+                    "rule",
+                    "the function returns (train, val, test), the last two may be None, or a mapping with these keys",
+                )
+            ],
         )
     train, val, test = (*made, None, None)[:3]
     return train, val, test
@@ -136,7 +149,9 @@ def attribute(name: str, field: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise InputError(f"{field}={name}: {error}", [("to do", "install it, or run where it can be imported")]) from error
+        raise InputError(
+            f"{field}={name}: {error}", [("to do", "install it, or run where it can be imported")]
+        ) from error
     found = getattr(module, attribute_name, None)
     if found is None:
         raise InputError(f"{field}={name}: {module_name} has no {attribute_name}")

@@ -72,7 +72,8 @@ def load(run: str | Path, model: nn.Module | None = None, *, ema: bool | None = 
         recipe = recipe_of(folder)
         if recipe.model is None:
             raise InputError(
-                f"{folder} trained a task of its own", [("to do", "squall.load(run, model) with the model that the task makes")]
+                f"{folder} trained a task of its own",
+                [("to do", "squall.load(run, model) with the model that the task makes")],
             )
         model = model_of(recipe.model.model_copy(update={"weights": None}))
     averaged = (folder / EMA_WEIGHTS).is_file() if ema is None else ema

@@ -1,6 +1,6 @@
 """`squall.train`: one training, from a task and a recipe to a result.
 
-    Recipe + Task -> model, optimiser, Run -> strategy (the loop) -> Result
+Recipe + Task -> model, optimiser, Run -> strategy (the loop) -> Result
 """
 
 from __future__ import annotations
@@ -137,7 +137,9 @@ def _checked_step(task: Task, run: Run, model: nn.Module) -> StepFunction:
 
     def batches(wanted: list[Draw]) -> list[Any]:
         finish = run.finisher(task.train)
-        reading = read(task.train, wanted, seed=run.spec.seed, device=run.world.device, collate=task.collate, finish=finish)
+        reading = read(
+            task.train, wanted, seed=run.spec.seed, device=run.world.device, collate=task.collate, finish=finish
+        )
         return [batch for _, batch in reading]
 
     with evaluating(model):
@@ -180,5 +182,3 @@ def _guarded(function: Callable[[], Any], at: str) -> Any:
         raise
     except Exception as error:
         raise user_code_error(error, at) from error
-
-

@@ -1,0 +1,48 @@
+"""Flags that several verbs share: one word and one meaning each."""
+
+from __future__ import annotations
+
+import os
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from squall.data.sources import data_root
+
+
+class Device(str, Enum):
+    """Where to compute."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+TargetArgument = Annotated[
+    str, typer.Argument(metavar="TARGET", help="A shipped recipe, a .toml file, or a .py file that defines task.", show_default=False)
+]
+RunArgument = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run's folder, its name under runs/, or last.", show_default=False)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Changes of the recipe: lr=0.2 model.width=24", show_default=False),
+]
+ProcessesFlag = Annotated[
+    int | None,
+    typer.Option("--processes", "-P", min=1, help="Processes on this machine; by default its cores, or its GPUs.", show_default=False),
+]
+DataFlag = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="DIR", help="Folder of the data sets; else $SQUALL_DATA, else ./data.", show_default=False),
+]
+DeviceFlag = Annotated[Device | None, typer.Option("--device", help="By default a GPU where there is one.", show_default=False)]
+QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="Print the last block only.")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+RecordsFlag = Annotated[bool, typer.Option("--json", help="Print one record of JSON a line.")]
+
+
+def data_folder(flag: Path | None) -> Path:
+    """The folder that holds the data sets."""
+    return data_root(flag, os.environ.get("SQUALL_DATA"))

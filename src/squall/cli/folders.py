@@ -1,0 +1,33 @@
+"""Names of run folders, and what the command line leaves in them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+from squall.errors import UserCodeError
+
+RUNS = Path("runs")
+
+
+def fresh(name: str, now: datetime | None = None, runs: Path = RUNS) -> Path:
+    """A folder that does not exist yet: runs/NAME-MMDD-HHMM, with a number behind it where that is taken."""
+    stem = f"{name}-{now or datetime.now():%m%d-%H%M}"
+    path, number = runs / stem, 2
+    while path.exists():
+        path, number = runs / f"{stem}-{number}", number + 1
+    return path
+
+
+def log_traceback(error: UserCodeError, folder: Path, rank: int) -> UserCodeError:
+    """Writes the whole traceback of the user's code into the run's folder, and says so in the error's last line."""
+    if not error.traceback or not folder.is_dir():
+        return error
+    path = folder / f"rank-{rank}.log"
+    try:
+        path.write_text(error.traceback, encoding="utf-8")
+    except OSError:
+        return error
+    logged = UserCodeError(error.headline, error.rows, f"whole traceback: {path}")
+    logged.traceback = error.traceback
+    return logged

@@ -1,0 +1,91 @@
+"""How many processes a command takes, and how it gets them: here, in ranks of its own, or as a rank of a job that is there.
+
+    RANK, SLURM's variables  ->  join that job: nothing is launched
+    one process              ->  in place, with the recipe's threads set before torch starts
+    P processes              ->  the same command again, P times, by `squall.engine.spmd`
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from squall.cluster.place import Place, find
+from squall.errors import InputError
+from squall.recipe import Recipe
+
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def job(flag: int | None) -> Place | None:
+    """This process's place in a job that something else started, or None.
+
+    Raises:
+        InputError: half an environment of a job, or --processes with another number than the job has.
+    """
+    place = find(os.environ)
+    if place.master is None:
+        return None
+    if flag is not None and flag != place.size:
+        raise InputError(
+            f"--processes {flag}, but this process is one of a job of {place.size}",
+            [("rule", "under torchrun or srun the job is joined as it is"), ("to do", "leave --processes away")],
+        )
+    return place
+
+
+def number(flag: int | None, recipe: Recipe, num_passes: int, device: str | None) -> int:
+    """The processes to use: the flag's, else this machine's cores or GPUs, at most one a pass.
+
+    Raises:
+        InputError: more processes were asked for than a step has passes.
+    """
+    if flag is None:
+        from squall.engine.spmd import default_processes
+
+        return min(default_processes(device), num_passes)
+    check_passes(flag, recipe, num_passes)
+    return flag
+
+
+def check_passes(processes: int, recipe: Recipe, num_passes: int) -> None:
+    """Refuses more processes than a step has passes.
+
+    Raises:
+        InputError: saying where the number of passes comes from.
+    """
+    if processes <= num_passes:
+        return
+    workers, fuse = recipe.virtual_workers, recipe.compute.fuse
+    cut = f"{recipe.global_batch_size} = {workers} virtual worker{'' if workers == 1 else 's'} x {recipe.worker_batch_size}"
+    smaller = "a smaller compute.fuse" if fuse > 1 else "a smaller worker_batch_size (it changes what normalisation sees)"
+    raise InputError(
+        f"{processes} processes are more than the {num_passes} pass{'' if num_passes == 1 else 'es'} of a step",
+        [
+            ("found", f"{cut}; {fuse} worker{'' if fuse == 1 else 's'} a pass"),
+            ("to do", f"--processes {num_passes}, or {smaller}"),
+        ],
+    )
+
+
+def again(arguments: Sequence[str], processes: int, threads: int) -> int:
+    """Runs a `squall` command in ranks; returns its exit status."""
+    from squall.engine.spmd import launch
+
+    return launch(["-m", "squall", *arguments], processes, threads=threads)
+
+
+@contextmanager
+def threads_before_torch(threads: int) -> Iterator[None]:
+    """Sets the number of threads that torch takes when it starts; puts the environment back."""
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update({name: str(threads) for name in _THREADS})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

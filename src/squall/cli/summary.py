@@ -1,0 +1,82 @@
+"""The last lines of a training: what it came to, the proof that the data was seen as promised, what to type next.
+
+Pure: from result.json's values to lines of text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from squall.units import count, percent
+
+_MOST_PROCESSES = 8
+
+
+def summary(result: Mapping[str, Any], *, num_epochs: int, exact: bool, num_passes: int, averaged: bool, next_line: str) -> list[str]:
+    """The lines.
+
+    Arguments:
+        result: what result.json holds.
+        num_epochs: epochs that were trained.
+        exact: the reduction gives the same bits on other numbers of processes.
+        num_passes: the most processes that can share a step.
+        averaged: the accuracy is that of averaged weights.
+        next_line: commands worth typing now.
+    """
+    lines = [f"{score(result, num_epochs)}{' (averaged weights)' if averaged else ''} in {duration(float(result['seconds']))}"]
+    if "ledger" in result:
+        lines.append(f"ledger  {ledger(result['ledger'])}")
+    if "weights_sha256" in result:
+        line = f"weights sha256 {str(result['weights_sha256'])[:12]}..."
+        if exact and num_passes > 1:
+            processes = int(result["processes"])
+            line += f"  the same on {_numbers(num_passes)} processes: try --processes {1 if processes > 1 else 2}"
+        lines.append(line)
+    return [*lines, f"next    {next_line}"]
+
+
+def score(result: Mapping[str, Any], num_epochs: int) -> str:
+    """The accuracy with its error and the median, or whatever the task measures."""
+    for split, name in (("test", "test"), ("val", "validation")):
+        if f"{split}_accuracy" in result:
+            accuracy, median = float(result[f"{split}_accuracy"]), float(result[f"{split}_error_median_last5"])
+            last = {1: "the epoch", 2: "both epochs", 3: "the three epochs", 4: "the four epochs", 5: "the five epochs"}
+            over = last.get(num_epochs, "the last five epochs")
+            return f"{name} accuracy {percent(accuracy)}, error {percent(1 - accuracy)} (median of {over}: {percent(median)})"
+    measured = [key for key in result if key.startswith(("test_", "val_")) and not key.endswith("_median_last5")]
+    texts = [f"{key.replace('_', ' ', 1)} {float(result[key]):.4f}" for key in measured]
+    return ", ".join(texts) or f"train loss {float(result['train_loss']):.4f}"
+
+
+def ledger(found: Mapping[str, Any]) -> str:
+    """The ledger as a sentence."""
+    samples, distinct, least, most = (int(found[key]) for key in ("samples", "distinct", "least", "most"))
+    text = f"{count(samples)} samples: "
+    if least == most:
+        text += f"each of {count(distinct)} seen exactly {_times(most)}"
+    else:
+        text += f"each of {count(distinct)} seen {least} to {_times(most)}"
+    skipped = int(found.get("skipped", 0))
+    return f"{text}; {count(skipped)} reads skipped: images that do not decode" if skipped else text
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 4.6 s, 3 min 20 s, 2 h 5 min."""
+    if seconds < 99.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _times(number: int) -> str:
+    return "once" if number == 1 else f"{number} times"
+
+
+def _numbers(num_passes: int) -> str:
+    if num_passes > _MOST_PROCESSES:
+        return f"any number up to {count(num_passes)}"
+    powers = [2**exponent for exponent in range(4) if 2**exponent < num_passes]
+    return f"{', '.join(map(str, powers))} or {num_passes}"

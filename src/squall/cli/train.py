@@ -1,0 +1,163 @@
+"""`squall train`: everything that can be wrong is looked at first, then processes start, then torch.
+
+    target -> data set -> processes -> folder -> (launch, or in place) -> squall.train with a sink that prints
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from squall.cli import flags, processes, sizes
+from squall.cli.folders import fresh, log_traceback
+from squall.cli.target import Target, resolve
+from squall.cluster.place import Place
+from squall.errors import InputError, UserCodeError
+from squall.recipe import to_toml
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the command line asked for, resolved: handed from one step to the next."""
+
+    target: Target
+    data_folder: Path
+    device: str | None
+    quiet: bool
+    json: bool
+
+
+def train(
+    target: flags.TargetArgument,
+    overrides: flags.Overrides = None,
+    processes_: flags.ProcessesFlag = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="The run's folder; by default runs/NAME-TIME.", show_default=False)
+    ] = None,
+    data: flags.DataFlag = None,
+    device: flags.DeviceFlag = None,
+    quiet: flags.QuietFlag = False,
+    json_: flags.RecordsFlag = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the resolved recipe, start nothing.")] = False,
+) -> int:
+    """Train a recipe, a .toml file or a task's .py file."""
+    place = processes.job(processes_)
+    wish = _resolved(target, overrides or [], flags.data_folder(data), device.value if device else None, quiet, json_, place)
+    recipe, num_train = wish.target.recipe, sizes.num_train(wish.target, wish.data_folder)
+    passes = sizes.num_passes(recipe, num_train)
+    if place is not None and not dry_run:
+        processes.check_passes(place.size, recipe, passes)
+        return _work(wish, out or fresh(recipe.name))
+    with processes.threads_before_torch(recipe.compute.threads):
+        size = place.size if place else processes.number(processes_, recipe, passes, wish.device)
+        folder = out or fresh(recipe.name)
+        _check_free(folder)
+        if dry_run:
+            _tell(wish, size, folder)
+            return 0
+        if out is None:
+            folder.mkdir(parents=True)  # taken: two runs that start in one minute get two folders
+        try:
+            return _work(wish, folder) if size == 1 else _launch(wish, overrides or [], size, folder)
+        finally:
+            if out is None:
+                with suppress(OSError):  # a run that never began leaves nothing
+                    folder.rmdir()
+                    folder.parent.rmdir()
+
+
+def _resolved(
+    target: str, overrides: list[str], data_folder: Path, device: str | None, quiet: bool, json_: bool, place: Place | None
+) -> Wish:
+    try:
+        wish = Wish(resolve(target, overrides), data_folder, device, quiet, json_)
+        sizes.check_data(wish.target, data_folder)
+    except InputError as error:
+        if place is not None and place.rank:  # all ranks find the same mistake; one says it
+            raise typer.Exit(error.exit_status) from None
+        raise
+    return wish
+
+
+def _check_free(folder: Path) -> None:
+    from squall.cli.folders import check_free
+
+    check_free(folder)
+
+
+def _launch(wish: Wish, overrides: list[str], size: int, folder: Path) -> int:
+    arguments = ["train", wish.target.given, *overrides, f"--out={folder}", f"--data={wish.data_folder}"]
+    arguments += [f"--device={wish.device}"] if wish.device else []
+    arguments += ["--quiet"] * wish.quiet + ["--json"] * wish.json
+    return processes.again(arguments, size, wish.target.recipe.compute.threads)
+
+
+def _work(wish: Wish, folder: Path) -> int:
+    """Trains on the processes of this job; rank 0 prints."""
+    from squall.cli.terminal import Terminal
+    from squall.cluster.world import join
+    from squall.run.collect import say
+    from squall.training import compose
+    from squall.training import train as train_
+
+    recipe = wish.target.recipe
+    world = join(wish.device)
+    try:
+        folder = Path(say(world, str(folder)))
+        task = wish.target.task or compose(recipe, world, wish.data_folder)
+        sink = _sink(wish, task) if world.rank == 0 else None
+        try:
+            train_(task, recipe, out=folder, world=world, sinks=(sink,) if sink else (), data_root=wish.data_folder)
+        except UserCodeError as error:
+            raise log_traceback(error, folder, world.rank) from error.__cause__
+        finally:
+            if isinstance(sink, Terminal):
+                sink.close()
+    finally:
+        world.close()
+    return 0
+
+
+def _sink(wish: Wish, task: Any) -> Any:
+    from squall.cli.header import words
+    from squall.cli.main import own_version
+    from squall.cli.terminal import Terminal, json_lines
+
+    if wish.json:
+        return json_lines()
+    recipe, given = wish.target.recipe, wish.target.given
+    own = wish.target.task is not None
+    where = given if own else _origin(wish)
+    return Terminal(
+        recipe, words(task, recipe, where, own=own), version=own_version(), next_line=next_line(wish.target), quiet=wish.quiet
+    )
+
+
+def next_line(target: Target) -> str:
+    """Commands worth typing after a training."""
+    if target.task is not None:
+        return f"squall eval last --task {target.given}      squall export last      squall doctor"
+    return f"squall eval last      squall explain {target.given}      squall train my_task.py"
+
+
+def _origin(wish: Wish) -> str:
+    spec = wish.target.recipe.data
+    if spec is None or spec.name == "digits":
+        return "inside the package"
+    return spec.name if ":" in spec.name else str(wish.data_folder / (spec.root or spec.name))
+
+
+def _tell(wish: Wish, size: int, folder: Path) -> None:
+    recipe = wish.target.recipe
+    if wish.json:
+        fields = {"processes": size, "folder": str(folder), "recipe": recipe.model_dump(mode="json")}
+        print(json.dumps(fields))
+        return
+    print(f"# {wish.target.given}: {size} process{'' if size == 1 else 'es'}, run folder {folder}; nothing was started")
+    sys.stdout.write(to_toml(recipe))
