@@ -22,7 +22,8 @@ import torch.distributed as dist
 from squall.cluster.world import World
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "squall.run", "numpy"])
+# torch.optim imports torch._dynamo at its first update: two seconds in each process unless it is there already
+_CONTEXT.set_forkserver_preload(["torch", "torch._dynamo", "squall.training", "numpy"])
 _DEADLINE_S = 100
 
 

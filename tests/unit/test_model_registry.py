@@ -83,11 +83,11 @@ def test_missing_arguments_are_named():
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("no_such_package_here:f", "no module no_such_package_here"),
-        ("torch.no_such_part:f", "no module torch.no_such_part"),
+        ("no_such_package_here:f", "no module 'no_such_package_here'"),
+        ("torch.no_such_part:f", "no module 'torch.no_such_part'"),
         (":f", "cannot be imported"),
         ("torch.nn:Lineer", "Linear"),
-        (f"{__name__}:not_a_module", "a int"),
+        (f"{__name__}:not_a_module", "type int"),
         ("sys:path", "cannot be called"),
     ],
 )

@@ -20,7 +20,10 @@ class Device(str, Enum):
 
 
 TargetArgument = Annotated[
-    str, typer.Argument(metavar="TARGET", help="A shipped recipe, a .toml file, or a .py file that defines task.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="TARGET", help="A shipped recipe, a .toml file, or a .py file that defines task.", show_default=False
+    ),
 ]
 RunArgument = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's folder, its name under runs/, or last.", show_default=False)
@@ -31,13 +34,23 @@ Overrides = Annotated[
 ]
 ProcessesFlag = Annotated[
     int | None,
-    typer.Option("--processes", "-P", min=1, help="Processes on this machine; by default its cores, or its GPUs.", show_default=False),
+    typer.Option(
+        "--processes",
+        "-P",
+        min=1,
+        help="Processes on this machine; by default its cores, or its GPUs.",
+        show_default=False,
+    ),
 ]
 DataFlag = Annotated[
     Path | None,
-    typer.Option("--data", metavar="DIR", help="Folder of the data sets; else $SQUALL_DATA, else ./data.", show_default=False),
+    typer.Option(
+        "--data", metavar="DIR", help="Folder of the data sets; else $SQUALL_DATA, else ./data.", show_default=False
+    ),
 ]
-DeviceFlag = Annotated[Device | None, typer.Option("--device", help="By default a GPU where there is one.", show_default=False)]
+DeviceFlag = Annotated[
+    Device | None, typer.Option("--device", help="By default a GPU where there is one.", show_default=False)
+]
 QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="Print the last block only.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 RecordsFlag = Annotated[bool, typer.Option("--json", help="Print one record of JSON a line.")]

@@ -6,14 +6,16 @@ Pure: from the resolved recipe, a few words on the task and the run's first reco
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from squall.cli.sizes import order_of
 from squall.data.order import Order, worker_sizes
 from squall.recipe import Recipe
 from squall.records import Started
-from squall.task import Task
 from squall.units import count
+
+if TYPE_CHECKING:
+    from squall.task import Task
 
 _PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "tf32": "tf32"}
 

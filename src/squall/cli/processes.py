@@ -1,8 +1,8 @@
 """How many processes a command takes, and how it gets them: here, in ranks of its own, or as a rank of a job that is there.
 
-    RANK, SLURM's variables  ->  join that job: nothing is launched
-    one process              ->  in place, with the recipe's threads set before torch starts
-    P processes              ->  the same command again, P times, by `squall.engine.spmd`
+RANK, SLURM's variables  ->  join that job: nothing is launched
+one process              ->  in place, with the recipe's threads set before torch starts
+P processes              ->  the same command again, P times, by `squall.engine.spmd`
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def number(flag: int | None, recipe: Recipe, num_passes: int, device: str | None
         InputError: more processes were asked for than a step has passes.
     """
     if flag is None:
-        from squall.engine.spmd import default_processes
+        from squall.engine.machine import cores, default_processes
 
-        return min(default_processes(device), num_passes)
+        return min(cores() if device == "cpu" else default_processes(), num_passes)
     check_passes(flag, recipe, num_passes)
     return flag
 
@@ -59,7 +59,9 @@ def check_passes(processes: int, recipe: Recipe, num_passes: int) -> None:
         return
     workers, fuse = recipe.virtual_workers, recipe.compute.fuse
     cut = f"{recipe.global_batch_size} = {workers} virtual worker{'' if workers == 1 else 's'} x {recipe.worker_batch_size}"
-    smaller = "a smaller compute.fuse" if fuse > 1 else "a smaller worker_batch_size (it changes what normalisation sees)"
+    smaller = (
+        "a smaller compute.fuse" if fuse > 1 else "a smaller worker_batch_size (it changes what normalisation sees)"
+    )
     raise InputError(
         f"{processes} processes are more than the {num_passes} pass{'' if num_passes == 1 else 'es'} of a step",
         [

@@ -13,7 +13,9 @@ from squall.units import count, percent
 _MOST_PROCESSES = 8
 
 
-def summary(result: Mapping[str, Any], *, num_epochs: int, exact: bool, num_passes: int, averaged: bool, next_line: str) -> list[str]:
+def summary(
+    result: Mapping[str, Any], *, num_epochs: int, exact: bool, num_passes: int, averaged: bool, next_line: str
+) -> list[str]:
     """The lines.
 
     Arguments:
@@ -24,7 +26,9 @@ def summary(result: Mapping[str, Any], *, num_epochs: int, exact: bool, num_pass
         averaged: the accuracy is that of averaged weights.
         next_line: commands worth typing now.
     """
-    lines = [f"{score(result, num_epochs)}{' (averaged weights)' if averaged else ''} in {duration(float(result['seconds']))}"]
+    lines = [
+        f"{score(result, num_epochs)}{' (averaged weights)' if averaged else ''} in {duration(float(result['seconds']))}"
+    ]
     if "ledger" in result:
         lines.append(f"ledger  {ledger(result['ledger'])}")
     if "weights_sha256" in result:

@@ -37,7 +37,14 @@ class Terminal:
     """
 
     def __init__(
-        self, recipe: Recipe, about: Words, *, version: str, next_line: str, quiet: bool = False, out: TextIO | None = None
+        self,
+        recipe: Recipe,
+        about: Words,
+        *,
+        version: str,
+        next_line: str,
+        quiet: bool = False,
+        out: TextIO | None = None,
     ) -> None:
         self._recipe, self._about, self._version, self._next, self._quiet = recipe, about, version, next_line, quiet
         self._console = Console(file=out or sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=True)
@@ -56,7 +63,9 @@ class Terminal:
                 self._bar.step(record, self._started)
             case EpochEnded() if not self._quiet:
                 if self._table is None:
-                    self._table = Table(record, self._recipe.lr.rate().peak(self._recipe.global_batch_size), self._about.unit)
+                    self._table = Table(
+                        record, self._recipe.lr.rate().peak(self._recipe.global_batch_size), self._about.unit
+                    )
                     self._print(self._table.head)
                 self._print(self._table.row(record))
             case Noted():

@@ -1,6 +1,6 @@
 """`squall train`: everything that can be wrong is looked at first, then processes start, then torch.
 
-    target -> data set -> processes -> folder -> (launch, or in place) -> squall.train with a sink that prints
+target -> data set -> processes -> folder -> (launch, or in place) -> squall.train with a sink that prints
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from squall.cli.target import Target, resolve
 from squall.cluster.place import Place
 from squall.errors import InputError, UserCodeError
 from squall.recipe import to_toml
+from squall.run.folder import check_free
 
 
 @dataclass(frozen=True)
@@ -38,17 +39,22 @@ def train(
     overrides: flags.Overrides = None,
     processes_: flags.ProcessesFlag = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="The run's folder; by default runs/NAME-TIME.", show_default=False)
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="The run's folder; by default runs/NAME-TIME.", show_default=False),
     ] = None,
     data: flags.DataFlag = None,
     device: flags.DeviceFlag = None,
     quiet: flags.QuietFlag = False,
     json_: flags.RecordsFlag = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the resolved recipe, start nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print the resolved recipe, start nothing.")
+    ] = False,
 ) -> int:
     """Train a recipe, a .toml file or a task's .py file."""
     place = processes.job(processes_)
-    wish = _resolved(target, overrides or [], flags.data_folder(data), device.value if device else None, quiet, json_, place)
+    wish = _resolved(
+        target, overrides or [], flags.data_folder(data), device.value if device else None, quiet, json_, place
+    )
     recipe, num_train = wish.target.recipe, sizes.num_train(wish.target, wish.data_folder)
     passes = sizes.num_passes(recipe, num_train)
     if place is not None and not dry_run:
@@ -57,7 +63,7 @@ def train(
     with processes.threads_before_torch(recipe.compute.threads):
         size = place.size if place else processes.number(processes_, recipe, passes, wish.device)
         folder = out or fresh(recipe.name)
-        _check_free(folder)
+        check_free(folder)
         if dry_run:
             _tell(wish, size, folder)
             return 0
@@ -73,7 +79,13 @@ def train(
 
 
 def _resolved(
-    target: str, overrides: list[str], data_folder: Path, device: str | None, quiet: bool, json_: bool, place: Place | None
+    target: str,
+    overrides: list[str],
+    data_folder: Path,
+    device: str | None,
+    quiet: bool,
+    json_: bool,
+    place: Place | None,
 ) -> Wish:
     try:
         wish = Wish(resolve(target, overrides), data_folder, device, quiet, json_)
@@ -83,12 +95,6 @@ def _resolved(
             raise typer.Exit(error.exit_status) from None
         raise
     return wish
-
-
-def _check_free(folder: Path) -> None:
-    from squall.cli.folders import check_free
-
-    check_free(folder)
 
 
 def _launch(wish: Wish, overrides: list[str], size: int, folder: Path) -> int:
@@ -135,7 +141,11 @@ def _sink(wish: Wish, task: Any) -> Any:
     own = wish.target.task is not None
     where = given if own else _origin(wish)
     return Terminal(
-        recipe, words(task, recipe, where, own=own), version=own_version(), next_line=next_line(wish.target), quiet=wish.quiet
+        recipe,
+        words(task, recipe, where, own=own),
+        version=own_version(),
+        next_line=next_line(wish.target),
+        quiet=wish.quiet,
     )
 
 

@@ -78,7 +78,7 @@ def run_ranks(
         raise RuntimeError("ranks are launched from the main thread: only it gets the signals to forward")
     with Reports() as reports:
         added = _rank_environment(threads) | {REPORTS: reports.path, LAUNCHER: str(os.getpid())} | dict(env or {})
-        with _environment(added), _handlers(), _quiet():
+        with _environment(added), _handlers():
             return _run(list(arguments), processes, reports)
 
 
@@ -130,7 +130,8 @@ def _run(arguments: list[str], processes: int, reports: Reports) -> Outcome:
     )
     escaped = [argument.replace("$", "$$") for argument in arguments]  # the agent substitutes ${local_rank}
     try:
-        elastic_launch(config, sys.executable)(*escaped)
+        with _quiet():
+            elastic_launch(config, sys.executable)(*escaped)
     except SignalException as error:
         stopped = signal.Signals(error.sigval)
         return Outcome(128 + stopped, f"squall: stopped by {stopped.name}; all {processes} ranks have ended")
@@ -176,12 +177,10 @@ def _handlers() -> Iterator[None]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps the agent's log from the terminal while it runs: the one message is ours."""
-    log, silence = logging.getLogger("torch.distributed"), logging.NullHandler()
-    before = log.propagate
-    log.addHandler(silence)
-    log.propagate = False
+    log = logging.getLogger("torch.distributed")
+    handlers, propagate = log.handlers, log.propagate
+    log.handlers, log.propagate = [logging.NullHandler()], False
     try:
         yield
     finally:
-        log.propagate = before
-        log.removeHandler(silence)
+        log.handlers, log.propagate = handlers, propagate

@@ -32,6 +32,7 @@ from squall.errors import InputError
 
 _native_out = torch.ops.aten.native_batch_norm.out
 _native_backward = torch.ops.aten.native_batch_norm_backward.default
+_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 class Groups:
@@ -162,19 +163,26 @@ class _Split:
 
     def _one_by_one(self, x: torch.Tensor) -> torch.Tensor:
         """For modules with a forward pass of their own: each group from the same buffers, then their mean."""
-        buffers = [b for b in self.module.buffers(recurse=False) if b.is_floating_point()]
-        counters = [b for b in self.module.buffers(recurse=False) if not b.is_floating_point()]
-        start = [b.clone() for b in (*buffers, *counters)]
-        changes = [torch.zeros_like(b) for b in buffers]
+        buffers = self.module._buffers
+        start = {name: buffer for name, buffer in buffers.items() if buffer is not None}
+        changes = {name: torch.zeros_like(buffer) for name, buffer in start.items()}
         parts = []
-        for part in x.split_with_sizes(self.groups.sizes):
-            for buffer, before in zip((*buffers, *counters), start, strict=True):
-                buffer.copy_(before)
-            parts.append(self._plain(part))
-            for buffer, before, change in zip(buffers, start, changes, strict=False):
-                change.add_(buffer - before, alpha=len(part) / len(x))
-        for buffer, before, change in zip(buffers, start, changes, strict=False):
-            torch.add(before, change, out=buffer)
+        try:
+            for part in x.split_with_sizes(self.groups.sizes):
+                buffers.update({name: before.clone() for name, before in start.items()})
+                parts.append(self._plain(part))
+                share = len(part) / len(x)
+                for name, before in start.items():
+                    after = buffers[name]
+                    assert after is not None
+                    if before.is_floating_point():
+                        changes[name].add_(after - before, alpha=share)
+                    else:
+                        changes[name] = after - before
+        finally:
+            buffers.update(start)
+        for name, before in start.items():
+            before.add_(changes[name])
         return torch.cat(parts)
 
 
@@ -209,8 +217,13 @@ def _forward(module: _BatchNorm, x: torch.Tensor, groups: Groups) -> torch.Tenso
 
 
 def _fits_kernel(x: torch.Tensor, module: _BatchNorm, kind: torch.Tensor) -> bool:
-    """Whether the kernel that writes into given memory serves: on the CPU, statistics in full precision."""
+    """Whether the kernel that writes into given memory serves: on the CPU, statistics in full precision.
+
+    In torch 2.13 it gives wrong numbers for other layouts than the two dense ones.
+    """
     if x.device.type != "cpu" or torch.compiler.is_compiling() or module.weight is None:
+        return False
+    if not x.is_contiguous() and (x.dim() not in _LAST or not x.is_contiguous(memory_format=_LAST[x.dim()])):
         return False
     if kind.dtype != module.weight.dtype or kind.dtype not in (torch.float32, torch.float64):
         return False

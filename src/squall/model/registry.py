@@ -93,7 +93,9 @@ def _import(name: str, module: str, function: str) -> Callable[..., Any]:
             )
         found = getattr(found, part)
     if not callable(found):
-        raise InputError(f"the model {name!r} cannot be called", [("found", f"a {type(found).__name__}")])
+        raise InputError(
+            f"the model {name!r} cannot be called", [("found", f"an object of type {type(found).__name__}")]
+        )
     factory: Callable[..., Any] = found
     return factory
 
@@ -156,6 +158,9 @@ def _checked_module(name: str, made: Any) -> nn.Module:
     if not isinstance(made, nn.Module):
         raise InputError(
             f"the model {name!r} is not a module",
-            [("found", f"a {type(made).__name__}"), ("to do", "let the factory return a torch.nn.Module")],
+            [
+                ("found", f"an object of type {type(made).__name__}"),
+                ("to do", "let the factory return a torch.nn.Module"),
+            ],
         )
     return made

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from squall.records import EpochEnded, Logged, Record, RecordFile, Sink, Stepped
-from squall.run.passes import StepSums
 from squall.run.result import median_of_last
 from squall.run.stepper import Clock
+from squall.run.sums import StepSums
 
 
 class Book:

@@ -73,6 +73,7 @@ class Buffers:
         self.start, self.stop = offset, offset + self._floats.size
         self.num_integers = self._integers.size
         self._change: torch.Tensor | None = None
+        self._checks = True  # comparing waits for the device, so that a GPU does it in the first step only
 
     def open(self) -> None:
         """Notes the values that every pass of the step starts from."""
@@ -101,7 +102,7 @@ class Buffers:
             change = self._integers.now - self._integers.before
             if self._change is None:
                 self._change = change
-            elif not torch.equal(change, self._change):
+            elif self._checks and not torch.equal(change, self._change):
                 self._disagree(change != self._change)
             self._reset(self._integers)
 
@@ -111,12 +112,12 @@ class Buffers:
             return torch.zeros_like(self._integers.now)
         return self._change
 
-    def close(self, vector: torch.Tensor, num_samples: float, integer_mean: torch.Tensor) -> None:
+    def close(self, vector: torch.Tensor, num_samples: torch.Tensor, integer_mean: torch.Tensor) -> None:
         """Sets the step's values: start plus the weighted mean of the changes.
 
         Arguments:
             vector: the finished sum over all passes of all processes.
-            num_samples: samples of the minibatch.
+            num_samples: samples of the minibatch, a scalar on the vector's device.
             integer_mean: mean over all passes of the integer changes, float64; whole numbers if all agree.
         """
         if self._floats.size:
@@ -124,8 +125,9 @@ class Buffers:
             self._floats.push()
         if self._integers.size:
             whole = integer_mean.round()
-            if not torch.equal(whole, integer_mean):
+            if self._checks and not torch.equal(whole, integer_mean):
                 self._disagree(whole != integer_mean)
+            self._checks = self._checks and not whole.is_cuda
             torch.add(self._integers.before, whole.to(self._integers.now), out=self._integers.now)
             self._integers.push()
 

@@ -21,7 +21,6 @@ from squall.data.batches import read
 from squall.data.order import Draw
 from squall.errors import RunError
 from squall.metrics import Gather, Loss, Mean, Metrics
-from squall.reduce.tree import share
 from squall.rng import Stream, mix
 from squall.run.collect import join_blocks, say
 from squall.run.spec import RunSpec
@@ -133,7 +132,7 @@ def _batches(
     spec: RunSpec, world: World, data: Any, collate: Any = None, num_workers: int = 0
 ) -> Iterator[tuple[Draw, Any]]:
     size, total = spec.eval_batch_size, len(data)
-    first, stop = share(-(-total // size), world.size, world.rank)
+    first, stop = _dealt(total, size, world.size, world.rank)
 
     def draws() -> Iterator[Draw]:
         for index in range(first, stop):
@@ -151,13 +150,19 @@ def _batches(
     )
 
 
+def _dealt(total: int, size: int, num_processes: int, rank: int) -> tuple[int, int]:
+    """The run of batches that a rank measures; rank 0 has one wherever there is any, since it speaks for the others."""
+    batches = -(-total // size)
+    return -(-batches * rank // num_processes), -(-batches * (rank + 1) // num_processes)
+
+
 def _num_batches(total: int, size: int, num_processes: int, rank: int) -> int:
-    first, stop = share(-(-total // size), num_processes, rank)
+    first, stop = _dealt(total, size, num_processes, rank)
     return stop - first
 
 
 def _rows(total: int, size: int, num_processes: int, rank: int) -> int:
-    first, stop = share(-(-total // size), num_processes, rank)
+    first, stop = _dealt(total, size, num_processes, rank)
     return min(stop * size, total) - min(first * size, total)
 
 

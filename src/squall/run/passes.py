@@ -16,7 +16,6 @@ workers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,26 +26,9 @@ from squall.errors import InputError, RunError
 from squall.model.flat import Place, place
 from squall.reduce import Bucket, FastReduction, Reduction, TreeReduction, buckets
 from squall.run.buffers import Buffers
+from squall.run.sums import FIXED, StepSums
 
 BUCKET_BYTES = 4 << 20
-_FIXED = 4  # loss, count, samples, passes
-
-
-@dataclass(frozen=True)
-class StepSums:
-    """What a whole minibatch summed to, over all processes.
-
-    Attributes:
-        loss: sum of per-sample losses.
-        count: what the loss was summed over (samples, unless the loss brought its own count).
-        samples: samples of the minibatch.
-        metrics: (sum, count) of each metric, by name.
-    """
-
-    loss: float
-    count: float
-    samples: float
-    metrics: dict[str, tuple[float, float]]
 
 
 class Passes:
@@ -156,19 +138,18 @@ class Passes:
                 self._reduction.ready(bucket)
         vector = self._reduction.finish()
         tail = self._finish_tail()
-        loss, count, samples, passes = tail[:_FIXED].tolist()
-        flags = tail[_FIXED : _FIXED + len(self.parameters)]
-        rest = tail[_FIXED + len(self.parameters) :]
-        integers, metrics = rest[: self.buffers.num_integers], rest[self.buffers.num_integers :].tolist()
-        vector[: self._places[-1].end].div_(count)
+        flags_end = FIXED + len(self.parameters)
+        metrics_at = flags_end + self.buffers.num_integers
+        vector[: self._places[-1].end].div_(tail[1].to(vector.dtype))
         if not self._views:
             self._views.append([p.view(self._reduction.vectors[0]) for p in self._places])
-        for parameter, view, flag in zip(self.parameters, self._views[0], flags.tolist(), strict=True):
+        # a parameter that got a gradient here got one; only for the others the other ranks' flags must be read
+        used = self._ever_touched if all(self._ever_touched) else tail[FIXED:flags_end].tolist()
+        for parameter, view, flag in zip(self.parameters, self._views[0], used, strict=True):
             if flag:
                 parameter.grad = view if view.dtype == parameter.dtype else view.to(parameter.dtype)
-        self.buffers.close(vector, samples, integers / passes)
-        pairs = zip(self._metric_names, metrics[0::2], metrics[1::2], strict=False)
-        return StepSums(loss, count, samples, {name: (total, number) for name, total, number in pairs})
+        self.buffers.close(vector, tail[2].to(vector.dtype), tail[flags_end:metrics_at] / tail[3])
+        return StepSums(tail, self._metric_names, metrics_at)
 
     def detach(self) -> None:
         """Takes the gradients away: the vectors they lie in are about to be used again."""
@@ -230,7 +211,7 @@ class Passes:
     ) -> None:
         if self._tail is None:
             self._metric_names = sorted(metrics)
-            size = _FIXED + len(self.parameters) + self.buffers.num_integers + 2 * len(metrics)
+            size = FIXED + len(self.parameters) + self.buffers.num_integers + 2 * len(metrics)
             self._tail_size = size
             like = torch.empty(0, dtype=torch.float64, device=self._world.device)
             self._tail = self._new_reduction([Bucket(0, -(-size // 64) * 64)], like, tag=2 * len(self._cuts))
@@ -269,7 +250,7 @@ class Passes:
     def _finish_tail(self) -> torch.Tensor:
         if self._tail is None:
             raise RunError("this process computed no pass in the run's first step")
-        return self._tail.finish()[: self._tail_size].cpu()
+        return self._tail.finish()[: self._tail_size]
 
 
 def _check(model: nn.Module, named: list[tuple[str, nn.Parameter]]) -> None:

@@ -18,9 +18,10 @@ from torch import nn
 
 from squall.cluster.world import World, join
 from squall.data.order import Draw
-from squall.errors import DivergedError, InputError, RunError
+from squall.errors import DivergedError, RunError
 from squall.metrics import Loss, Metrics
 from squall.model import weights
+from squall.model.ghostnorm import refuse_synchronised
 from squall.optim.ema import Ema
 from squall.optim.groups import set_rate
 from squall.optim.lr import Rate
@@ -28,8 +29,9 @@ from squall.records import Ended, Sink, Started
 from squall.rng import Stream, mix
 from squall.run import arithmetic, evaluate, folder, precision
 from squall.run.book import Book
-from squall.run.collect import broadcast, say
+from squall.run.collect import say
 from squall.run.fingerprint import agree, digest, fingerprint
+from squall.run.placing import check_optimizer, same_everywhere
 from squall.run.result import Outcome, Result
 from squall.run.spec import RunSpec
 from squall.run.stepper import Stepper, finisher
@@ -111,11 +113,12 @@ class Run:
             RunError: ranks that compute with different arithmetic.
         """
         spec, world = self.spec, self.world
-        _check_optimizer(model, optimizer)
+        check_optimizer(model, optimizer)
+        refuse_synchronised(model)
         model.to(world.device)
         if spec.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        _same_everywhere(world, model)
+        same_everywhere(world, model)
         self._stepper = Stepper(spec, world, model)
         precision.wrap_forward(model, spec.precision, world.device)
         if spec.compile:
@@ -149,6 +152,7 @@ class Run:
         stepper.clock = self.book.clock
         stepper.clock.reset()
         self._announce(stepper)
+        late: Step | None = None
         try:
             for index in range(order.num_steps):
                 plan = order.step(index)
@@ -164,8 +168,13 @@ class Run:
                             ("effect", "the model would not learn"),
                         ],
                     )
-                assert step.sums is not None
-                self.book.note_step(index, plan.epoch, step.lr, step.sums)
+                if plan.ends_epoch or not stepper.late:
+                    self._settle(late)
+                    self._settle(step)
+                    late = None
+                else:
+                    self._settle(late)
+                    late = step
                 if plan.ends_epoch:
                     self.book.end_epoch(plan.epoch, index, step.lr)
                     stepper.clock.reset()
@@ -290,6 +299,12 @@ class Run:
         set_rate(self._optimizer, rate)
         return rate
 
+    def _settle(self, step: Step | None) -> None:
+        """Looks at a step's loss and notes it; on a GPU one step late, so that nobody waits for the device."""
+        if step is not None and step.sums is not None:
+            step.check_finite()
+            self.book.note_step(step.index, step.epoch, step.lr, step.sums)
+
     def _before_update(self, *_: Any) -> None:
         if self._now is not None:
             self._now.require_complete("optimizer.step()")
@@ -364,31 +379,3 @@ class Run:
         )
         self.close()
         return result
-
-
-def _check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    own = {id(parameter) for parameter in model.parameters()}
-    strangers = sum(id(p) not in own for group in optimizer.param_groups for p in group["params"])
-    if strangers:
-        raise InputError(
-            f"the optimiser holds {strangers} parameters that are not the model's",
-            [("to do", "build the optimiser from the model that goes into run.setup: SGD(model.parameters(), ...)")],
-        )
-
-
-def _same_everywhere(world: World, model: nn.Module) -> None:
-    """Rank 0's parameters and buffers on every rank, in one message a dtype."""
-    names = "\n".join(f"{name} {tuple(t.shape)} {t.dtype}" for name, t in model.state_dict().items())
-    if say(world, names) != names:
-        raise RunError(
-            f"rank {world.rank} built another model than rank 0",
-            [("rule", "the model factory must give the same layers, names and shapes in every process")],
-        )
-    if world.group is None:
-        return
-    tensors = [*model.parameters(), *model.buffers()]
-    for dtype in {tensor.dtype: None for tensor in tensors}:
-        group = [tensor.detach() for tensor in tensors if tensor.dtype == dtype]
-        flat = broadcast(world, torch.cat([tensor.flatten() for tensor in group]), 0)
-        for tensor, piece in zip(group, torch.split(flat, [tensor.numel() for tensor in group]), strict=True):
-            tensor.copy_(piece.view(tensor.shape))

@@ -18,15 +18,16 @@ from torch import nn
 from squall.cluster.world import World
 from squall.data.batches import read
 from squall.data.order import Draw, Order, StepPlan
-from squall.errors import InputError, RunError
+from squall.errors import InputError
 from squall.metrics import Mean
 from squall.model.ghostnorm import has_batch_norm, split_normalisation
 from squall.reduce.tree import share
 from squall.rng import seed_pass
 from squall.run.ledger import Ledger
-from squall.run.passes import Passes, StepSums
+from squall.run.passes import Passes
 from squall.run.precision import LossScale
 from squall.run.spec import RunSpec
+from squall.run.sums import StepSums
 
 
 @dataclass
@@ -63,6 +64,7 @@ class Stepper:
         self.first_step = 0
         self.num_passes = 0
         self.read_samples = 0
+        self.late = world.device.type == "cuda"  # a step's numbers are looked at when the next one is under way
         self._groups = split_normalisation(model) if spec.fuse > 1 else None
         self._reader: Iterator[tuple[Draw, Any]] = iter(())
         self.ledger: Ledger | None = None
@@ -133,10 +135,6 @@ class Stepper:
             self.scale.note(finite)
             if not finite:
                 self.passes.detach()
-        if sums.count <= 0:
-            raise RunError(
-                f"the losses of step {plan.index} count {sums.count} samples", [("rule", "the count must be positive")]
-            )
         return sums
 
     def close(self) -> None:
@@ -174,7 +172,7 @@ def check_hosting(order: Order, num_processes: int, normalises: bool) -> None:
             [
                 (
                     "found",
-                    f"{plan.num_passes} passes a step: {len(plan.worker_sizes)} virtual workers, {order.fuse} a pass (fuse)",
+                    f"{plan.num_passes} passes a step: {len(plan.worker_sizes)} virtual workers, fuse={order.fuse}",
                 ),
                 ("rule", "each process needs a pass of its own to compute"),
                 ("to do", f"--processes {plan.num_passes} or fewer, or a smaller fuse or worker_batch_size"),

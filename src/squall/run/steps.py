@@ -19,7 +19,7 @@ from squall.data.order import StepPlan
 from squall.errors import RunError
 from squall.metrics import Mean, Metric
 from squall.run.guards import check_loss, check_training_mode
-from squall.run.passes import StepSums
+from squall.run.sums import StepSums
 
 if TYPE_CHECKING:
     from squall.run.stepper import Stepper
@@ -65,9 +65,25 @@ class Step:
                 )
             self._done += 1
         self.sums = self._stepper.close_step(self._plan)
+        self.complete = True
+        if not self._stepper.late:
+            self.check_finite()
+
+    def check_finite(self) -> None:
+        """Looks at the loss of the whole minibatch.
+
+        Raises:
+            DivergedError: it is not finite.
+            RunError: the losses count nothing.
+        """
+        assert self.sums is not None
+        if self.sums.count <= 0:
+            raise RunError(
+                f"the losses of step {self.index} count {self.sums.count:g} samples",
+                [("rule", "the count must be positive")],
+            )
         if not math.isfinite(self.sums.loss):
             raise self._diverged(self, self.sums.loss)
-        self.complete = True
 
     def backward(
         self,

@@ -1,6 +1,26 @@
-"""The composition root: a recipe and a task become a run."""
+"""The composition root: a recipe and a task become a run.
 
-from squall.training.compose import compose, model_of
-from squall.training.session import run_spec, train
+Names are imported when they are first used: the command line looks at saved runs (`squall.training.saved`) before torch.
+"""
 
-__all__ = ["compose", "model_of", "run_spec", "train"]
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from squall.training.compose import compose, model_of
+    from squall.training.measure import measure
+    from squall.training.session import run_spec, train
+
+_WHERE = {"compose": "compose", "model_of": "compose", "measure": "measure", "run_spec": "session", "train": "session"}
+
+__all__ = ["compose", "measure", "model_of", "run_spec", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'squall.training' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"squall.training.{_WHERE[name]}"), name)
+    globals()[name] = value
+    return value

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from squall.errors import InputError
-from squall.model import weights
 from squall.recipe import Recipe
 from squall.recipe import load as load_recipe
 from squall.run.folder import EMA_WEIGHTS, RECIPE, RESULT, WEIGHTS
-from squall.training.compose import model_of
+
+if TYPE_CHECKING:
+    from torch import nn
 
 LAST = "last"
 
@@ -67,8 +66,12 @@ def load(run: str | Path, model: nn.Module | None = None, *, ema: bool | None = 
     Raises:
         InputError: no such run, or weights that do not fit the model.
     """
+    from squall.model import weights
+
     folder = find(run)
     if model is None:
+        from squall.training.compose import model_of
+
         recipe = recipe_of(folder)
         if recipe.model is None:
             raise InputError(

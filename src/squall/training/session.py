@@ -70,7 +70,7 @@ def train(
         model = _guarded(task.model, "the model factory")
         model, optimizer = run.setup(model, _optimizer(model, recipe), lr=recipe.lr.rate())
         job = Job(
-            step=_checked_step(task, run, model),
+            step=checked_step(task, run, model),
             train=task.train,
             val=task.val,
             test=task.test,
@@ -125,7 +125,7 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     )
 
 
-def _checked_step(task: Task, run: Run, model: nn.Module) -> StepFunction:
+def checked_step(task: Task, run: Run, model: nn.Module) -> StepFunction:
     """The task's step, after a look at how its loss treats samples; its exceptions show the user's frames."""
     size = min(_PROBED, len(task.train))
     if run.spec.loss_over == "worker" or size < 2:

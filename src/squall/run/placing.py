@@ -1,0 +1,47 @@
+"""Bringing a model into a job: the same weights on every rank, an optimiser that is really the model's."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from squall.cluster.world import World
+from squall.errors import InputError, RunError
+from squall.run.collect import broadcast, say
+
+
+def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Refuses an optimiser that holds parameters of another model.
+
+    Raises:
+        InputError: with how many.
+    """
+    own = {id(parameter) for parameter in model.parameters()}
+    strangers = sum(id(p) not in own for group in optimizer.param_groups for p in group["params"])
+    if strangers:
+        raise InputError(
+            f"the optimiser holds {strangers} parameters that are not the model's",
+            [("to do", "build the optimiser from the model that goes into run.setup: SGD(model.parameters(), ...)")],
+        )
+
+
+def same_everywhere(world: World, model: nn.Module) -> None:
+    """Gives every rank rank 0's parameters and buffers, in one message a dtype.
+
+    Raises:
+        RunError: a rank built another model.
+    """
+    names = "\n".join(f"{name} {tuple(t.shape)} {t.dtype}" for name, t in model.state_dict().items())
+    if say(world, names) != names:
+        raise RunError(
+            f"rank {world.rank} built another model than rank 0",
+            [("rule", "the model factory must give the same layers, names and shapes in every process")],
+        )
+    if world.group is None:
+        return
+    tensors = [*model.parameters(), *model.buffers()]
+    for dtype in {tensor.dtype: None for tensor in tensors}:
+        group = [tensor.detach() for tensor in tensors if tensor.dtype == dtype]
+        flat = broadcast(world, torch.cat([tensor.flatten() for tensor in group]), 0)
+        for tensor, piece in zip(group, torch.split(flat, [tensor.numel() for tensor in group]), strict=True):
+            tensor.copy_(piece.view(tensor.shape))
