@@ -1,5 +1,6 @@
 """The launcher with small ranks that need no torch: statuses, environment, signals, and nothing left behind."""
 
+import contextlib
 import json
 import os
 import select
@@ -202,6 +203,8 @@ def test_a_stopped_launcher_takes_its_ranks_with_it(script: Callable[[str], str]
         _, err = launcher.communicate(timeout=DEADLINE_S)
     finally:
         for fd in fds:
+            with contextlib.suppress(ProcessLookupError):  # as it should be
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
             os.close(fd)
         launcher.kill()
         launcher.communicate()

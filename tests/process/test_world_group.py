@@ -76,6 +76,7 @@ def main():
     except PeerMissingError as error:
         facts["deadline"] = error.text()
     group.barrier().wait()
+    del group, work, sends, receives, quick  # the sockets live as long as anybody holds these
     world.close()
     world.close()
     own = [entry for entry in listening_and_connected(os.getpid()) if entry[2] == "0A"]
@@ -214,9 +215,9 @@ def test_a_rank_that_does_not_come_is_named(tmp_path: Path) -> None:
 
 def test_ranks_of_torchrun_join_what_is_there(tmp_path: Path) -> None:
     environ = {key: value for key, value in os.environ.items() if key not in PLACE_VARIABLES}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-        + [written(tmp_path, TALKS), str(tmp_path)],
+        [*torchrun, written(tmp_path, TALKS), str(tmp_path)],
         env=environ | {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "FATAL"},
         capture_output=True,
         text=True,

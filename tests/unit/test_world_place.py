@@ -46,7 +46,7 @@ def test_ranks_started_by_hand_on_loopback_need_no_local_numbers() -> None:
 
 
 def test_ranks_that_may_be_on_another_machine_need_local_numbers() -> None:
-    with pytest.raises(InputError, match="MASTER_ADDR=10.0.0.7 may be another machine"):
+    with pytest.raises(InputError, match=r"MASTER_ADDR=10\.0\.0\.7 may be another machine"):
         find({"RANK": "1", "WORLD_SIZE": "3", "MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "4000"})
 
 

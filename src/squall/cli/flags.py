@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +12,7 @@ import typer
 from squall.data.sources import data_root
 
 
-class Device(str, Enum):
+class Device(StrEnum):
     """Where to compute."""
 
     cpu = "cpu"

@@ -1,4 +1,4 @@
-"""The first lines of a training: where it runs and with which arithmetic, on what, how the minibatch and the rate come about.
+"""The first lines of a training: where it runs, with which arithmetic, on what; where minibatch and rate come from.
 
 Pure: from the resolved recipe, a few words on the task and the run's first record to lines of text.
 """

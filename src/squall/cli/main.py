@@ -1,8 +1,8 @@
 """`squall`: reads the command line and answers with an exit status.
 
-What is fast must stay fast: nothing here, and nothing at the top of a verb's file, loads torch; help, lists and a user's
-mistakes are answered in a fraction of a second. A mistake prints one message and no traceback; an exception that nobody
-foresaw keeps its traceback, because it is a bug of ours.
+What is fast must stay fast: nothing here, and nothing at the top of a verb's file, loads torch; help, lists and a
+user's mistakes are answered in a fraction of a second. A mistake prints one message and no traceback; an exception that
+nobody foresaw keeps its traceback, because it is a bug of ours.
 
     argv -> main -> verb -> squall.training / squall.explain / ... -> exit status
 """
@@ -24,7 +24,7 @@ from squall.errors import InputError, SquallError
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells give it: 128 + SIGINT."""
 
-UsageError = typer.BadParameter.__mro__[1]
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """The base of all errors in flags and arguments (typer carries its own click, or uses the installed one)."""
 
 app = typer.Typer(
@@ -42,8 +42,9 @@ def _squall(
 ) -> None:
     """Trains PyTorch networks on many processes and keeps the accuracy, and the bits, of the one-device recipe.
 
-    TARGET is a shipped recipe (squall recipes), a .toml file, or a .py file that defines task; RUN is a run's folder, its
-    name under runs/, or last. What changes the result is a bare key=value; what changes only where it runs is a flag.
+    TARGET is a shipped recipe (squall recipes), a .toml file, or a .py file that defines task; RUN is a run's folder,
+    its name under runs/, or last. What changes the result is a bare key=value; what changes only where it runs is a
+    flag.
     """
     if version:
         print(f"squall {own_version()}")

@@ -1,4 +1,4 @@
-"""How many processes a command takes, and how it gets them: here, in ranks of its own, or as a rank of a job that is there.
+"""How many processes a command takes, and how it gets them.
 
 RANK, SLURM's variables  ->  join that job: nothing is launched
 one process              ->  in place, with the recipe's threads set before torch starts
@@ -58,7 +58,8 @@ def check_passes(processes: int, recipe: Recipe, num_passes: int) -> None:
     if processes <= num_passes:
         return
     workers, fuse = recipe.virtual_workers, recipe.compute.fuse
-    cut = f"{recipe.global_batch_size} = {workers} virtual worker{'' if workers == 1 else 's'} x {recipe.worker_batch_size}"
+    plural = "" if workers == 1 else "s"
+    cut = f"{recipe.global_batch_size} = {workers} virtual worker{plural} x {recipe.worker_batch_size}"
     smaller = (
         "a smaller compute.fuse" if fuse > 1 else "a smaller worker_batch_size (it changes what normalisation sees)"
     )

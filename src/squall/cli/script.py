@@ -18,7 +18,7 @@ from squall.recipe import Recipe
 _TEMPLATE = '''\
 """{title}
 
-Written by `squall recipes {name} --as-script`: Squall's own loop, to be changed. Run it alone or on several processes:
+Written by `squall recipes {name} --as-script`: Squall's own loop, to be changed. Alone or on several processes:
 
     python {file} --data DIR
     torchrun --nproc-per-node 2 {file} --data DIR
@@ -142,7 +142,9 @@ def _check(recipe: Recipe) -> None:
     if recipe.model is None or recipe.data is None:
         rows.append(("found", "no network or no data in it; a task has both in its own file already"))
     if recipe.loss.name != "cross_entropy":
-        rows.append((f"loss.name={recipe.loss.name}", "a script is written for cross_entropy; put your loss into its step"))
+        rows.append(
+            (f"loss.name={recipe.loss.name}", "a script is written for cross_entropy; its step takes your loss")
+        )
     if recipe.strategy != "sync":
         rows.append((f"strategy={recipe.strategy}", "a script is written for sync"))
     if rows:

@@ -11,6 +11,7 @@ from typing import Any
 from squall.units import count, percent
 
 _MOST_PROCESSES = 8
+_EPOCHS = {2: "both epochs", 3: "the three epochs", 4: "the four epochs", 5: "the five epochs"}
 
 
 def summary(
@@ -26,9 +27,7 @@ def summary(
         averaged: the accuracy is that of averaged weights.
         next_line: commands worth typing now.
     """
-    lines = [
-        f"{score(result, num_epochs)}{' (averaged weights)' if averaged else ''} in {duration(float(result['seconds']))}"
-    ]
+    lines = [f"{score(result, num_epochs, averaged=averaged)} in {duration(float(result['seconds']))}"]
     if "ledger" in result:
         lines.append(f"ledger  {ledger(result['ledger'])}")
     if "weights_sha256" in result:
@@ -40,14 +39,15 @@ def summary(
     return [*lines, f"next    {next_line}"]
 
 
-def score(result: Mapping[str, Any], num_epochs: int) -> str:
+def score(result: Mapping[str, Any], num_epochs: int, *, averaged: bool = False) -> str:
     """The accuracy with its error and the median, or whatever the task measures."""
     for split, name in (("test", "test"), ("val", "validation")):
         if f"{split}_accuracy" in result:
             accuracy, median = float(result[f"{split}_accuracy"]), float(result[f"{split}_error_median_last5"])
-            last = {1: "the epoch", 2: "both epochs", 3: "the three epochs", 4: "the four epochs", 5: "the five epochs"}
-            over = last.get(num_epochs, "the last five epochs")
-            return f"{name} accuracy {percent(accuracy)}, error {percent(1 - accuracy)} (median of {over}: {percent(median)})"
+            over = _EPOCHS.get(num_epochs, "the last five epochs")
+            remarks = [f"median of {over}: {percent(median)}"] * (num_epochs > 1) + ["averaged weights"] * averaged
+            text = f"{name} accuracy {percent(accuracy)}, error {percent(1 - accuracy)}"
+            return f"{text} ({'; '.join(remarks)})" if remarks else text
     measured = [key for key in result if key.startswith(("test_", "val_")) and not key.endswith("_median_last5")]
     texts = [f"{key.replace('_', ' ', 1)} {float(result[key]):.4f}" for key in measured]
     return ", ".join(texts) or f"train loss {float(result['train_loss']):.4f}"

@@ -1,4 +1,4 @@
-"""What TARGET means everywhere: a shipped recipe, a .toml file, or a .py file that defines `task` (and may define `recipe`).
+"""What TARGET means everywhere: a shipped recipe, a .toml file, or a .py file with a `task` and perhaps a `recipe`.
 
 A recipe is read without loading torch. A .py file is the user's own code: it is imported under its own name, so that
 its objects can be pickled for loader processes and found again (`python -c "import my_task; my_task.task.train[7]"`).
@@ -29,11 +29,20 @@ class Target:
         given: the word on the command line.
         recipe: with all overrides applied.
         task: of a .py file; None where the recipe names network and data.
+        module: the .py file, imported.
     """
 
     given: str
     recipe: Recipe
     task: Task | None = None
+    module: ModuleType | None = None
+
+    def forget(self) -> None:
+        """Lets go of a .py file's objects (data sets, often): this process only launches others from now on."""
+        if self.module is not None:
+            sys.modules.pop(self.module.__name__, None)
+            vars(self.module).clear()
+            vars(self.task).clear()
 
 
 def resolve(given: str, overrides: Sequence[str]) -> Target:
@@ -88,7 +97,7 @@ def _from_python(given: str, overrides: Sequence[str]) -> Target:
         )
     values: dict[str, Any] = recipe.model_dump(exclude_unset=True) if recipe is not None else {}
     values.setdefault("name", Path(given).stem)
-    return Target(given, override(values, overrides, where=given), task)
+    return Target(given, override(values, overrides, where=given), task, module)
 
 
 def _imported(path: Path) -> ModuleType:

@@ -1,8 +1,8 @@
 """Shows a run's records to a person: a header, a row an epoch, a live bar in between, and what it came to.
 
-Rank 0 prints while the other processes wait for it at the next reduction, so printing must cost nothing: the bar is drawn
-at most five times a second, from the training's own thread (a drawing thread would contend for its core), and only
-where the output is a terminal.
+Rank 0 prints while the other processes wait for it at the next reduction, so printing must cost nothing: the bar is
+drawn at most five times a second, from the training's own thread (a drawing thread would contend for its core), and
+only where the output is a terminal.
 """
 
 from __future__ import annotations
@@ -158,12 +158,13 @@ class Bar:
             self._shown = True
         per_epoch = max(started.steps_per_epoch, 1)
         done = record.step + 1 - record.epoch * per_epoch
+        where = f"step {record.step + 1:,} of {started.num_steps:,}"
         self._progress.update(
             self._task,
             description=f"epoch {record.epoch + 1:>{len(str(started.epochs))}} of {started.epochs}",
             completed=max(min(done, per_epoch), 0),
             total=per_epoch,
-            text=f"step {record.step + 1:,} of {started.num_steps:,}   loss {record.loss:.4f}   {self._left(record, started)}",
+            text=f"{where}   loss {record.loss:.4f}   {self._left(record, started)}",
         )
         self._progress.refresh()
 

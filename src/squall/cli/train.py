@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -52,9 +53,9 @@ def train(
 ) -> int:
     """Train a recipe, a .toml file or a task's .py file."""
     place = processes.job(processes_)
-    wish = _resolved(
-        target, overrides or [], flags.data_folder(data), device.value if device else None, quiet, json_, place
-    )
+    with _said_once(place):
+        wish = Wish(resolve(target, overrides or []), flags.data_folder(data), device, quiet, json_)
+        sizes.check_data(wish.target, wish.data_folder)
     recipe, num_train = wish.target.recipe, sizes.num_train(wish.target, wish.data_folder)
     passes = sizes.num_passes(recipe, num_train)
     if place is not None and not dry_run:
@@ -70,7 +71,10 @@ def train(
         if out is None:
             folder.mkdir(parents=True)  # taken: two runs that start in one minute get two folders
         try:
-            return _work(wish, folder) if size == 1 else _launch(wish, overrides or [], size, folder)
+            if size == 1:
+                return _work(wish, folder)
+            wish.target.forget()
+            return _launch(wish, overrides or [], size, folder)
         finally:
             if out is None:
                 with suppress(OSError):  # a run that never began leaves nothing
@@ -78,23 +82,15 @@ def train(
                     folder.parent.rmdir()
 
 
-def _resolved(
-    target: str,
-    overrides: list[str],
-    data_folder: Path,
-    device: str | None,
-    quiet: bool,
-    json_: bool,
-    place: Place | None,
-) -> Wish:
+@contextmanager
+def _said_once(place: Place | None) -> Iterator[None]:
+    """All ranks of a job find the same mistake in what was given; rank 0 says it."""
     try:
-        wish = Wish(resolve(target, overrides), data_folder, device, quiet, json_)
-        sizes.check_data(wish.target, data_folder)
+        yield
     except InputError as error:
-        if place is not None and place.rank:  # all ranks find the same mistake; one says it
+        if place is not None and place.rank:
             raise typer.Exit(error.exit_status) from None
         raise
-    return wish
 
 
 def _launch(wish: Wish, overrides: list[str], size: int, folder: Path) -> int:

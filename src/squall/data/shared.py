@@ -168,9 +168,10 @@ def _load_and_publish(load: Callable[[], Loaded], exchange: Exchange, key: str) 
     handles: list[Handle] = []
     try:
         loaded = load()
-        said = {"kind": _name_of(type(loaded)), "fields": {}}
+        fields: dict[str, object] = {}
+        said: dict[str, object] = {"kind": _name_of(type(loaded)), "fields": fields}
         for field in dataclasses.fields(loaded):  # type: ignore[arg-type]
-            said["fields"][field.name] = _packed(getattr(loaded, field.name), handles)
+            fields[field.name] = _packed(getattr(loaded, field.name), handles)
         memories: dict[str, mmap.mmap | None] = {}
 
         def own(array_key: str) -> npt.NDArray[Any]:

@@ -192,8 +192,11 @@ def _forward(module: _BatchNorm, x: torch.Tensor, groups: Groups) -> torch.Tenso
     if min(sizes) == 1 and x.numel() == x.shape[0] * x.shape[1]:
         raise ValueError(f"Expected more than 1 value per channel when training, got a virtual worker of 1 in {sizes}")
     kind = next((t for t in (module.running_mean, module.weight) if t is not None), x)
-    # running mean and variance (with momentum 1: the group's own), saved mean and inverse deviation: (4, groups, C)
-    statistics = torch.zeros((4, len(sizes), x.shape[1]), dtype=kind.dtype, device=x.device)
+    # running mean and variance (with momentum 1: the group's own), saved mean and inverse deviation: (4, groups, C);
+    # rows begin on cache lines, because the kernel reads them for every pixel
+    channels = x.shape[1]
+    padded = torch.zeros((4, len(sizes), -(-channels // 16) * 16), dtype=kind.dtype, device=x.device)
+    statistics = padded.narrow(2, 0, channels)
     if _fits_kernel(x, module, kind):
         out: torch.Tensor = _Grouped.apply(x, module.weight, module.bias, statistics, sizes, module.eps)  # type: ignore[no-untyped-call]
     else:
@@ -271,12 +274,13 @@ class _Grouped(torch.autograd.Function):
         x, weight, statistics = ctx.saved_tensors
         mask = list(ctx.needs_input_grad[:3])
         grad_x = torch.empty_like(x) if mask[0] else None
-        into = grad_x.split_with_sizes(ctx.sizes) if grad_x is not None else [None] * len(ctx.sizes)
+        targets = grad_x.split_with_sizes(ctx.sizes) if grad_x is not None else [None] * len(ctx.sizes)
         grad_weight: torch.Tensor | None = None
         grad_bias: torch.Tensor | None = None
-        for part, grad, target, row in zip(
-            x.split_with_sizes(ctx.sizes), grad_out.split_with_sizes(ctx.sizes), into, statistics.unbind(1), strict=True
-        ):
+        parts, grads = x.split_with_sizes(ctx.sizes), grad_out.split_with_sizes(ctx.sizes)
+        # The last group first: what the layer above has just written is still in the cache.
+        for group in reversed(range(len(parts))):
+            part, grad, target, row = parts[group], grads[group], targets[group], statistics[:, group]
             running_mean, running_var, mean, inverse = row.unbind()
             of_x, of_weight, of_bias = _native_backward(
                 grad, part, weight, running_mean, running_var, mean, inverse, True, ctx.eps, mask

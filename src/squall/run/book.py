@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from squall.records import EpochEnded, Logged, Record, RecordFile, Sink, Stepped
+from squall.run import tensorboard
 from squall.run.result import median_of_last
 from squall.run.stepper import Clock
 from squall.run.sums import StepSums
+from squall.run.tensorboard import TensorBoard
 
 
 class Book:
@@ -24,7 +26,7 @@ class Book:
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
         self._sinks = list(sinks)
-        self._file: RecordFile | None = None
+        self._files: list[RecordFile | TensorBoard] = []
         self.clock = Clock()
         self.started = time.perf_counter()
         self.epochs: list[EpochEnded] = []
@@ -34,10 +36,10 @@ class Book:
         self._totals: dict[str, list[float]] = {}
         self._stepped = 0.0
 
-    def write_to(self, path: Path) -> None:
-        """From now on also appends every record to a file."""
-        self._file = RecordFile(path)
-        self._sinks.append(self._file)
+    def write_to(self, records: Path, events: Path) -> None:
+        """From now on also appends every record to a file, and to TensorBoard's events where that is installed."""
+        self._files = [RecordFile(records), *([TensorBoard(events)] if tensorboard.installed() else [])]
+        self._sinks += self._files
 
     @property
     def seconds(self) -> float:
@@ -121,8 +123,8 @@ class Book:
         }
 
     def close(self) -> None:
-        """Closes the record file."""
-        if self._file is not None:
-            self._sinks.remove(self._file)
-            self._file.close()
-            self._file = None
+        """Closes the files."""
+        for file in self._files:
+            self._sinks.remove(file)
+            file.close()
+        self._files = []

@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
         check_free(path)
+        self._made = not path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(path / _LOCK, os.O_CREAT | os.O_RDWR, 0o644)
@@ -56,11 +58,14 @@ class Folder:
         temporary.replace(self.path / name)
 
     def close(self) -> None:
-        """Gives the folder free."""
+        """Gives the folder free; one that was made and holds nothing is taken away again."""
         if self._lock >= 0:
             (self.path / _LOCK).unlink(missing_ok=True)
             os.close(self._lock)
             self._lock = -1
+            if self._made:
+                with suppress(OSError):
+                    self.path.rmdir()
 
 
 def check_free(path: Path) -> None:

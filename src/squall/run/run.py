@@ -27,7 +27,7 @@ from squall.optim.groups import set_rate
 from squall.optim.lr import Rate
 from squall.records import Ended, Sink, Started
 from squall.rng import Stream, mix
-from squall.run import arithmetic, evaluate, folder, precision
+from squall.run import arithmetic, evaluate, folder, precision, tensorboard
 from squall.run.book import Book
 from squall.run.collect import say
 from squall.run.fingerprint import agree, digest, fingerprint
@@ -321,7 +321,7 @@ class Run:
         order, spec = stepper.order, self.spec
         assert order is not None
         if self._folder is not None:
-            self.book.write_to(self._folder.path / folder.RECORDS)
+            self.book.write_to(self._folder.path / folder.RECORDS, self._folder.path / tensorboard.FOLDER)
         self.book.emit(
             Started(
                 name=self.name,

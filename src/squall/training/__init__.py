@@ -1,6 +1,7 @@
 """The composition root: a recipe and a task become a run.
 
-Names are imported when they are first used: the command line looks at saved runs (`squall.training.saved`) before torch.
+Names are imported when they are first used: the command line looks for saved runs (`squall.training.saved`) before it
+loads torch.
 """
 
 from __future__ import annotations

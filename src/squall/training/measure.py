@@ -1,4 +1,4 @@
-"""Measures a run's model again, by the very calls and the arithmetic that its training used: equal numbers, not near ones.
+"""Measures a run's model again, by the calls and in the arithmetic of its training: equal numbers, not near ones.
 
 The evaluation batches are those of the run's `eval_batch_size`, threads, precision and memory format those of its
 recipe; with an average of weights (`ema`) that average is measured, as in training.
@@ -63,7 +63,7 @@ def measure(recipe: Recipe, task: Task, folder: Path, world: World, *, predictio
             for data in (task.val, task.test)
         ]
         rows = _predictions(recipe, task, run, model) if predictions else None
-        return Measured(*found, rows)
+        return Measured(found[0], found[1], rows)
     finally:
         run.close()
 

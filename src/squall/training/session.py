@@ -17,14 +17,14 @@ from squall.cluster.world import World, join
 from squall.data.batches import read
 from squall.data.order import Draw
 from squall.data.usercode import user_code_error
-from squall.errors import InputError, SquallError
+from squall.errors import InputError, SquallError, UserCodeError
 from squall.loop import Job
 from squall.optim.build import build
 from squall.recipe import Recipe, to_toml
 from squall.records import Sink
 from squall.run import Result, Run
 from squall.run.evaluate import evaluating
-from squall.run.folder import RECIPE
+from squall.run.folder import RECIPE, RECORDS
 from squall.strategy import STRATEGIES
 from squall.task import StepFunction, Task, probe, probe_step
 from squall.training.compose import compose
@@ -80,6 +80,12 @@ def train(
         )
         STRATEGIES[recipe.strategy](run, model, optimizer, job)
         return run.finish(recipe=recipe.name)
+    except InputError:
+        if run is not None and run.is_main and run.path is not None and not (run.path / RECORDS).exists():
+            (run.path / RECIPE).unlink(missing_ok=True)  # nothing was trained: leave nothing
+        raise
+    except UserCodeError as error:
+        raise (_placed(error, run) if run is not None else error) from error.__cause__
     finally:
         if run is not None:
             run.close()
@@ -173,6 +179,16 @@ def _framed(step: StepFunction, run: Run) -> StepFunction:
             raise user_code_error(error, f"the task's step, {run.position()}") from error
 
     return call
+
+
+def _placed(error: UserCodeError, run: Run) -> UserCodeError:
+    """The error with rank, epoch and step, if it does not name them yet."""
+    where = run.position()
+    if where in error.headline:
+        return error
+    placed = UserCodeError(f"{error.headline}, {where}", error.rows, error.hint)
+    placed.traceback = error.traceback
+    return placed
 
 
 def _guarded(function: Callable[[], Any], at: str) -> Any:
