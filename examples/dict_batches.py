@@ -1,10 +1,10 @@
 """Samples that are dictionaries of unequal lengths: own collate, own step, and a metric over all samples at once.
 
-Is a handwritten digit even? The sample is the list of its dark pixels: 10 to 50 of 64.
+Is a handwritten digit even? The sample is the list of its dark pixels: 13 to 32 of 64.
 
 squall train examples/dict_batches.py --processes 2
 python examples/dict_batches.py
-torchrun --nproc-per-node 2 examples/dict_batches.py
+torchrun --standalone --nproc-per-node 2 examples/dict_batches.py
 """
 
 import argparse

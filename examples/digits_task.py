@@ -2,7 +2,7 @@
 
 squall train examples/digits_task.py --processes 2
 python examples/digits_task.py
-torchrun --nproc-per-node 2 examples/digits_task.py
+torchrun --standalone --nproc-per-node 2 examples/digits_task.py
 """
 
 import argparse

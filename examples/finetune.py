@@ -2,7 +2,7 @@
 
 squall train digits --out runs/base
 python examples/finetune.py runs/base
-torchrun --nproc-per-node 2 examples/finetune.py runs/base
+torchrun --standalone --nproc-per-node 2 examples/finetune.py runs/base
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """A loop of your own: the usual five lines, with Squall's minibatch, order, reduction and ledger below them.
 
 python examples/own_loop.py
-torchrun --nproc-per-node 2 examples/own_loop.py        the same weights, bit for bit
+torchrun --standalone --nproc-per-node 2 examples/own_loop.py        the same weights, bit for bit
 """
 
 import argparse

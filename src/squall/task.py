@@ -34,6 +34,7 @@ class Task:
         val: set for choices during training; test: set that no choice may look at.
         metrics: with `loss`: {name: (outputs, targets) -> one value per sample}; classification gets "accuracy".
         collate: joins a list of samples into a batch.
+        num_workers: loader processes of each process; they change no result.
         name: what messages and run folders call it.
 
     Raises:
@@ -51,6 +52,7 @@ class Task:
         test: Any = None,
         metrics: Mapping[str, Callable[[Any, Any], torch.Tensor]] | None = None,
         collate: Callable[[list[Any]], Any] | None = None,
+        num_workers: int = 0,
         name: str = "task",
     ) -> None:
         if (loss is None) == (step is None):
@@ -65,6 +67,7 @@ class Task:
             )
         self.model, self.train, self.val, self.test = model, train, val, test
         self.loss, self.own_step, self.metrics, self.collate, self.name = loss, step, metrics, collate, name
+        self.num_workers = num_workers
 
     def step_function(self, kind: LossKind | None = None) -> StepFunction:
         """The step as the loop calls it: (model, batch) -> (Loss, metrics).

@@ -163,7 +163,7 @@ def test_processes_do_not_change_what_is_computed(processes: int, reduction: str
 
 
 def test_averaging_twice_is_impossible() -> None:
-    """fairseq#494, sparseml#135, kubeflow/pytorch-operator#122: nobody multiplies or divides by the number of processes."""
+    """fairseq#494, sparseml#135, kubeflow/pytorch-operator#122: nobody multiplies or divides by the processes."""
     setting = Setting(momentum=0.0, decay=0.0)
     expected = textbook(setting)
     for found in run_job(with_squall, 2, setting):

@@ -15,7 +15,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +175,7 @@ def run_cases(cases: Mapping[str, Case], data: Path, out: Path, world: World | N
     return found
 
 
-@lru_cache(maxsize=None)
+@cache
 def outcomes(cases: Callable[[], dict[str, Case]], processes: int, data: Path) -> list[dict[str, Any]]:
     """The outcomes of all cases on every rank of a job; the reference of one process is computed in place."""
     with tempfile.TemporaryDirectory() as folder:

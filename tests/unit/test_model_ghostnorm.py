@@ -51,9 +51,8 @@ def check(module, x, sizes, exact=True):
         assert torch.equal(ours, twin)
         assert torch.equal(ours_x.grad, twin_x.grad)
     assert ours.stride() == x.stride() or not exact
-    tolerance = (
-        {"rtol": 1e-10, "atol": 1e-10} if module.eps and x.dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-4}
-    )
+    bound = 1e-10 if x.dtype == torch.float64 else 1e-4
+    tolerance = {"rtol": bound, "atol": bound}
     torch.testing.assert_close(ours, twin, **tolerance)
     torch.testing.assert_close(ours_x.grad, twin_x.grad, **tolerance)
     for name, parameter in ghost.named_parameters():
@@ -190,9 +189,6 @@ def test_a_fused_pass_of_a_network_equals_its_workers_one_by_one():
     for one, part, labels in zip(copies, x.split(sizes), target.split(sizes), strict=True):
         F.cross_entropy(one(part), labels, reduction="sum").backward()
     split_normalisation(model).sizes = sizes
-    for name, buffer in list(model.named_buffers()):
-        before = buffer.clone()
-        assert name in merged or torch.equal(before, buffer)
     F.cross_entropy(model(x), target, reduction="sum").backward()
     for name, parameter in model.named_parameters():
         expected = sum(dict(one.named_parameters())[name].grad for one in copies)

@@ -70,7 +70,6 @@ def test_g6_a_new_residual_block_is_relu_of_its_shortcut(name, arguments, image)
     for block in blocks_of(model):
         block.register_forward_pre_hook(lambda m, args: seen.append([m, args[0].clone()]))
         block.register_forward_hook(lambda m, args, out: seen[-1].append(out.clone()))
-    # Two samples: with some width 4 a feature may be dead in both, and the variance 0.
     logits = model(torch.randn(6, *image, dtype=torch.float64))
     assert logits.shape == (6, model.fc.out_features)
     assert len(seen) == len(blocks_of(model))

@@ -44,18 +44,18 @@ def explain(
 
 
 def _network(wish: Target) -> nn.Module:
-    """The network without its numbers."""
+    """The network: a recipe's without its numbers; a task's own factory may need real ones (pretrained weights)."""
     import torch
 
     from squall import model as models
     from squall.model import weights
 
+    if wish.task is not None:
+        return wish.task.model()
+    spec = wish.recipe.model
+    if spec is None:
+        raise InputError(f"{wish.given} names no network", [("to do", "add a [model] table")])
     with torch.device("meta"):
-        if wish.task is not None:
-            return wish.task.model()
-        spec = wish.recipe.model
-        if spec is None:
-            raise InputError(f"{wish.given} names no network", [("to do", "add a [model] table")])
         model = models.build(spec.name, spec.arguments)
     weights.freeze(model, spec.freeze)
     return model

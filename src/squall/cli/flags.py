@@ -30,7 +30,7 @@ RunArgument = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Changes of the recipe: lr=0.2 model.width=24", show_default=False),
+    typer.Argument(metavar="KEY=VALUE", help="Changes of the recipe: lr=0.2 model.width=24", show_default=False),
 ]
 ProcessesFlag = Annotated[
     int | None,

@@ -93,7 +93,8 @@ def minibatch(recipe: Recipe, order: Order, unit: str) -> str:
     sizes = worker_sizes(recipe.global_batch_size, recipe.worker_batch_size)
     each = str(sizes[0]) if sizes[0] == sizes[-1] else f"{sizes[-1]} or {sizes[0]}"
     workers = f"{count(len(sizes))} virtual worker{'' if len(sizes) == 1 else 's'} x {each}"
-    text = f"{count(recipe.global_batch_size)} = {workers}; {count(order.steps_per_epoch)} steps an epoch"
+    steps = order.steps_per_epoch
+    text = f"{count(recipe.global_batch_size)} = {workers}; {count(steps)} step{'' if steps == 1 else 's'} an epoch"
     rest = order.num_samples % order.global_batch_size
     if rest:
         fate = {"short": f"the last: {count(rest)} {unit}", "drop": f"{count(rest)} {unit} left out"}

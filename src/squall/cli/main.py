@@ -17,6 +17,7 @@ from typing import Annotated
 import typer
 
 from squall.cli import data, doctor, explain, look, recipes, train
+from squall.cli.processes import RanksFailed
 from squall.engine.report import REPORTS
 from squall.engine.spmd import as_rank
 from squall.errors import InputError, SquallError
@@ -35,17 +36,20 @@ app = typer.Typer(
 )
 
 
-@app.callback(invoke_without_command=True)
+HELP = (
+    "Trains PyTorch networks on many processes and keeps the accuracy, and the bits, of the one-device recipe.\n\n"
+    "TARGET is a shipped recipe (squall recipes), a .toml file, or a .py file that defines task; RUN is a run's "
+    "folder, its name under runs/, or last. What changes the result is a bare key=value; what changes only where it "
+    "runs is a --flag."
+)
+
+
+@app.callback(invoke_without_command=True, help=HELP)
 def _squall(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
-    """Trains PyTorch networks on many processes and keeps the accuracy, and the bits, of the one-device recipe.
-
-    TARGET is a shipped recipe (squall recipes), a .toml file, or a .py file that defines task; RUN is a run's folder,
-    its name under runs/, or last. What changes the result is a bare key=value; what changes only where it runs is a
-    flag.
-    """
+    """Prints the help where no verb is given."""
     if version:
         print(f"squall {own_version()}")
         raise typer.Exit
@@ -79,6 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         print(error.render(), file=sys.stderr)
         return error.exit_status
+    except RanksFailed as failed:
+        return failed.status
     except KeyboardInterrupt:
         print("squall: stopped by Ctrl-C", file=sys.stderr)
         return INTERRUPTED
@@ -92,8 +98,10 @@ def _run(arguments: Sequence[str] | None) -> int:
         status = app(args=None if arguments is None else list(arguments), prog_name="squall", standalone_mode=False)
     except UsageError as error:
         raise _usage(error) from None
-    except typer.Abort:  # typer's own form of Ctrl-C
+    except typer.Abort:
         raise KeyboardInterrupt from None
+    if status == INTERRUPTED:  # typer's forms of Ctrl-C: this one, or Abort
+        raise KeyboardInterrupt
     return status if isinstance(status, int) else 0
 
 

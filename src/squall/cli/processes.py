@@ -72,11 +72,26 @@ def check_passes(processes: int, recipe: Recipe, num_passes: int) -> None:
     )
 
 
+class RanksFailed(Exception):  # noqa: N818 - no error of ours: an end that was reported already
+    """The ranks ended with a status other than 0, and their launcher has said why."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
 def again(arguments: Sequence[str], processes: int, threads: int) -> int:
-    """Runs a `squall` command in ranks; returns its exit status."""
+    """Runs a `squall` command in ranks; returns 0.
+
+    Raises:
+        RanksFailed: they ended otherwise.
+    """
     from squall.engine.spmd import launch
 
-    return launch(["-m", "squall", *arguments], processes, threads=threads)
+    status = launch(["-m", "squall", *arguments], processes, threads=threads)
+    if status:
+        raise RanksFailed(status)
+    return 0
 
 
 @contextmanager

@@ -19,7 +19,7 @@ _WIDTH = 120
 
 def recipes(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="A shipped recipe, or a .toml file.", show_default=False)
+        str | None, typer.Argument(metavar="NAME", help="A shipped recipe, or a .toml file.", show_default=False)
     ] = None,
     overrides: flags.Overrides = None,
     copy: Annotated[

@@ -10,18 +10,25 @@ from pathlib import Path
 from squall.cli.target import Target
 from squall.data import packed, sources
 from squall.data.order import Order
+from squall.errors import InputError
 from squall.recipe import DataSpec, Recipe
 
 _PUBLISHED = {"imagenet": 1_281_167, "mnist": 60_000, "fashion-mnist": 60_000}
 _FIXED = {"digits": 1_437, "cifar10": 50_000}
 
 
-def check_data(target: Target, data_root: Path) -> None:
-    """Makes sure that the data set a recipe names is there and whole, as far as a quick look shows.
+def check_files(target: Target, data_root: Path) -> None:
+    """Makes sure that the files a recipe names are there, and the data set whole, as far as a quick look shows.
 
     Raises:
-        InputError: it is missing or damaged; says what repairs it.
+        InputError: something is missing or damaged; says what repairs it.
     """
+    weights = target.recipe.model.weights if target.recipe.model is not None and target.task is None else None
+    if weights is not None and not Path(weights).exists():
+        raise InputError(
+            f"{weights} does not exist",
+            [("found", f"model.weights={weights}"), ("to do", "give a run's folder, or a .safetensors file")],
+        )
     spec = target.recipe.data
     if target.task is None and spec is not None and ":" not in spec.name:
         sources.check(spec.name, sources.set_folder(data_root, spec.root, spec.name))

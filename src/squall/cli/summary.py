@@ -62,7 +62,9 @@ def ledger(found: Mapping[str, Any]) -> str:
     else:
         text += f"each of {count(distinct)} seen {least} to {_times(most)}"
     skipped = int(found.get("skipped", 0))
-    return f"{text}; {count(skipped)} reads skipped: images that do not decode" if skipped else text
+    if not skipped:
+        return text
+    return f"{text}; {count(skipped)} read{'' if skipped == 1 else 's'} skipped: images that do not decode"
 
 
 def duration(seconds: float) -> str:

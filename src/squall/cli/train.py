@@ -55,7 +55,7 @@ def train(
     place = processes.job(processes_)
     with _said_once(place):
         wish = Wish(resolve(target, overrides or []), flags.data_folder(data), device, quiet, json_)
-        sizes.check_data(wish.target, wish.data_folder)
+        sizes.check_files(wish.target, wish.data_folder)
     recipe, num_train = wish.target.recipe, sizes.num_train(wish.target, wish.data_folder)
     passes = sizes.num_passes(recipe, num_train)
     if place is not None and not dry_run:

@@ -10,6 +10,7 @@ started as one of several is a world of one: no group, no store, no sockets.
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from squall.cluster.lifeline import tie_to_launcher
 from squall.cluster.place import LOOPBACK, Place, find, is_loopback
 from squall.errors import InputError, RunError
+
+_JOINED = itertools.count()  # a script may train twice: the launcher's store still holds the first job's addresses
 
 
 class PeerMissingError(RunError):
@@ -55,6 +58,12 @@ class World:
     node: str = "0"
     timeout_s: float = 300.0
     _own: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+    _asked: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
+
+    def fresh(self, name: str) -> str:
+        """A key that this job has not used; ranks that ask for the same names in the same order get the same keys."""
+        self._asked[name] = self._asked.get(name, 0) + 1
+        return f"{name}/{self._asked[name]}"
 
     def put(self, key: str, value: str) -> None:
         """Says something to the processes of this machine; a key is used once."""
@@ -117,9 +126,9 @@ def join(device: str | None = None, timeout_s: float = 300.0) -> World:
     timeout = timedelta(seconds=timeout_s)
     store = None
     try:
-        store = _store(place, timeout)
-        store.set(f"squall/here/{place.rank}", "")
-        group = _group(PrefixStore("squall/group", store), place, chosen, timeout)
+        store = PrefixStore(f"squall/{next(_JOINED)}", _store(place, timeout))
+        store.set(f"here/{place.rank}", "")
+        group = _group(PrefixStore("group", store), place, chosen, timeout)
     except RuntimeError as error:
         raise _nobody_came(place, store, timeout_s, error) from error
     return World(
@@ -129,7 +138,7 @@ def join(device: str | None = None, timeout_s: float = 300.0) -> World:
         place.local_size,
         chosen,
         group,
-        PrefixStore("squall/text", store),
+        PrefixStore("text", store),
         place.node,
         timeout_s,
     )
@@ -139,7 +148,7 @@ def _nobody_came(place: Place, store: Store | None, timeout_s: float, error: Exc
     host, port = place.master or ("", 0)
     who = "the store of rank 0"
     if store is not None:
-        missing = [str(rank) for rank in range(place.size) if not store.check([f"squall/here/{rank}"])]
+        missing = [str(rank) for rank in range(place.size) if not store.check([f"here/{rank}"])]
         who = f"rank {', '.join(missing)}" if missing else "all ranks: they came, but their sockets did not meet"
     return PeerMissingError(
         f"rank {place.rank} of {place.size} found not all others within {timeout_s:g} s",

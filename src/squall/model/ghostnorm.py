@@ -14,7 +14,8 @@ which is the mean, weighted by samples, of what the groups would have made of th
 
 Speed on the CPU. `x.split`, `F.batch_norm`, `torch.cat` copy every activation twice more, once forward and once
 backward. Here the kernel writes each group's output straight into its place in one buffer; in the backward pass each
-group's gradient is copied while it still lies in the cache. The numbers are those of split and cat, bit for bit.
+group's gradient is copied while it still lies in the cache. Outputs and their gradients are those of split and cat,
+bit for bit.
 """
 
 from __future__ import annotations

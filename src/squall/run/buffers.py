@@ -27,7 +27,8 @@ _Owner = tuple[str, nn.Module, str]
 class _Rebased:
     """Buffers of one kind as views of one vector, so that saving and restoring them is one copy.
 
-    Buffers of another dtype than the vector's, and ones that a module replaces by a new tensor, are copied in and out.
+    Buffers that a module replaces by a new tensor are copied in. Ones of another dtype than the vector's stay where
+    they are, and the vector holds their change since the step's start: float64 in a float32 vector keeps its bits.
     """
 
     def __init__(self, owners: list[_Owner], dtype: torch.dtype, device: torch.device) -> None:
@@ -38,24 +39,39 @@ class _Rebased:
         self.now = torch.zeros(self.size, dtype=dtype, device=device)
         self.before = torch.zeros_like(self.now)
         self._views = [p.view(self.now) for p in self.places]
+        self._kept: dict[int, torch.Tensor] = {}
         for view, (module, name, same) in zip(self._views, self._owners, strict=True):
-            view.copy_(_of(module, name))
             if same:
+                view.copy_(_of(module, name))
                 module._buffers[name] = view
+
+    def open(self) -> None:
+        """Notes the values that the step starts from."""
+        for index, (module, name, same) in enumerate(self._owners):
+            if not same:
+                self._kept[index] = _of(module, name).clone()
+        self.pull()
+        self.before.copy_(self.now)
 
     def pull(self) -> None:
         """Takes in values that do not live in the vector."""
-        for view, (module, name, same) in zip(self._views, self._owners, strict=True):
-            if module._buffers[name] is not view:
-                view.copy_(_of(module, name))
-                if same:
-                    module._buffers[name] = view
+        for index, (view, (module, name, same)) in enumerate(zip(self._views, self._owners, strict=True)):
+            buffer = _of(module, name)
+            if not same:
+                kept = self._kept[index]
+                wide = torch.promote_types(view.dtype, buffer.dtype)
+                view.copy_((buffer.to(wide) - kept.to(wide)).masked_fill_(buffer.eq(kept), 0))
+            elif buffer is not view:
+                view.copy_(buffer)
+                module._buffers[name] = view
 
     def push(self) -> None:
         """Hands the vector's values to buffers that do not live in it."""
-        for view, (module, name, same) in zip(self._views, self._owners, strict=True):
+        for index, (view, (module, name, same)) in enumerate(zip(self._views, self._owners, strict=True)):
             if not same:
-                _of(module, name).copy_(view)
+                kept = self._kept[index]
+                moved = kept.to(torch.promote_types(view.dtype, kept.dtype)) + view
+                _of(module, name).copy_(torch.where(view == 0, kept, moved.to(kept.dtype)))
 
 
 class Buffers:
@@ -78,8 +94,7 @@ class Buffers:
     def open(self) -> None:
         """Notes the values that every pass of the step starts from."""
         for kind in (self._floats, self._integers):
-            kind.pull()
-            kind.before.copy_(kind.now)
+            kind.open()
         self._change = None
 
     def end_pass(self, vector: torch.Tensor, num_samples: int, accumulate: bool) -> None:
@@ -90,7 +105,9 @@ class Buffers:
         """
         if self._floats.size:
             self._floats.pull()
-            change = self._floats.now.sub_(self._floats.before).mul_(num_samples)
+            now, before = self._floats.now, self._floats.before
+            untouched = now.eq(before)  # infinities too (a mask of -inf): their difference would be no number
+            change = torch.sub(before, now, out=now).masked_fill_(untouched, 0.0).mul_(num_samples)
             section = vector[self.start : self.stop]
             if accumulate:
                 section.add_(change)
@@ -121,7 +138,8 @@ class Buffers:
             integer_mean: mean over all passes of the integer changes, float64; whole numbers if all agree.
         """
         if self._floats.size:
-            torch.add(self._floats.before, vector[self.start : self.stop].div_(num_samples), out=self._floats.now)
+            # minus, since -0.0 minus 0.0 is -0.0: an untouched buffer keeps every bit
+            torch.sub(self._floats.before, vector[self.start : self.stop].div_(num_samples), out=self._floats.now)
             self._floats.push()
         if self._integers.size:
             whole = integer_mean.round()

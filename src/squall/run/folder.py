@@ -1,7 +1,7 @@
 """The run's folder: what a run leaves behind, and the lock that keeps a second writer out.
 
 recipe.toml          the resolved recipe (or run.json: the fields of squall.Run)
-records.jsonl        what happened, an event a line
+records.jsonl        what happened, an event a line; tb/ holds it as TensorBoard events where that is installed
 weights.safetensors  final weights and buffers under the module's own names; ema.safetensors beside it
 result.json          how the run ended
 """

@@ -8,6 +8,7 @@ mean or a sum.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ def check_loss(loss: Any, num_samples: int, where: str = "step.backward(loss)") 
                 ("to do", "look for torch.no_grad(), .item() or .detach() on the way"),
             ],
         )
-    found = _mean_in(loss.grad_fn, 1.0, num_samples) if num_samples > 1 else ""
+    found = _accusation(list(_reductions(loss.grad_fn, 1.0)), num_samples) if num_samples > 1 else ""
     if found:
         raise RunError(
             f"{where} got a mean over the batch; it takes the sum",
@@ -65,25 +66,35 @@ def check_training_mode(model: torch.nn.Module) -> None:
         )
 
 
-def _mean_in(node: Any, factor: float, num_samples: int) -> str:
-    for _ in range(32):
-        if node is None:
-            return ""
+def _accusation(reductions: list[tuple[str, bool, float]], num_samples: int) -> str:
+    """What is wrong with a loss that adds up these reductions; empty if nothing is."""
+    for name, is_mean, factor in reductions:
+        if is_mean and not _near(factor, num_samples):
+            return f"{name} with a mean reduction over {num_samples} samples"
+    # a smoothed or regularised sum may hold one small factor among others: only all of them together are a mean
+    if reductions and all(not is_mean and _near(factor * num_samples, 1.0) for _, is_mean, factor in reductions):
+        return f"a sum divided by {num_samples}"
+    return ""
+
+
+def _reductions(node: Any, factor: float, depth: int = 32) -> Iterator[tuple[str, bool, float]]:
+    """The reductions that a scalar is made of: (name, whether it is a mean, factor)."""
+    while node is not None and depth:
+        depth -= 1
         name = str(node.name())
-        if getattr(node, "_saved_reduction", None) == 1 or name.startswith("MeanBackward"):
-            return "" if _near(factor, num_samples) else f"{name} with a mean reduction over {num_samples} samples"
-        if not name.startswith(_SCALAR):
-            return f"a sum divided by {num_samples}" if _near(factor * num_samples, 1.0) else ""
+        is_mean = getattr(node, "_saved_reduction", None) == 1 or name.startswith("MeanBackward")
+        if is_mean or not name.startswith(_SCALAR):
+            yield name, is_mean, factor
+            return
         if name.startswith(("Mul", "Div")):
             other = _scalar(getattr(node, "_saved_other", None))
             if other is None or other == 0:
-                return ""
+                return
             factor = factor * other if name.startswith("Mul") else factor / other
-        if name.startswith(("Add", "Sub")):
-            children = [child for child, _ in node.next_functions if child is not None]
-            return next((text for text in (_mean_in(child, factor, num_samples) for child in children) if text), "")
-        node = next((child for child, _ in node.next_functions if child is not None), None)
-    return ""
+        children = [child for child, _ in node.next_functions if child is not None]
+        for child in children[1:]:
+            yield from _reductions(child, factor, depth)
+        node = children[0] if children else None
 
 
 def _scalar(value: Any) -> float | None:

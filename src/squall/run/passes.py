@@ -43,7 +43,6 @@ class Passes:
     def __init__(self, model: nn.Module, world: World, *, exact: bool) -> None:
         self._world, self._exact = world, exact
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        _check(model, named)
         self.names = [name for name, _ in reversed(named)]
         self.parameters = [p for _, p in reversed(named)]
         wide = any(p.dtype == torch.float64 for p in self.parameters)
@@ -67,8 +66,10 @@ class Passes:
         self._missing: list[int] = []
         self._next_bucket = 0
         self._slot, self._accumulate = 0, False
-        for index, parameter in enumerate(self.parameters):
+        self._handles = [
             parameter.register_post_accumulate_grad_hook(self._hook(index))  # type: ignore[no-untyped-call]
+            for index, parameter in enumerate(self.parameters)
+        ]
 
     @property
     def gradient_bytes(self) -> int:
@@ -155,6 +156,12 @@ class Passes:
         """Takes the gradients away: the vectors they lie in are about to be used again."""
         for parameter in self.parameters:
             parameter.grad = None
+
+    def release(self) -> None:
+        """Takes the hooks off the parameters: a backward pass of the model is nobody's business any more."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
     def scale(self, factor: float) -> None:
         """Multiplies all gradients (loss scaling)."""
@@ -251,25 +258,3 @@ class Passes:
         if self._tail is None:
             raise RunError("this process computed no pass in the run's first step")
         return self._tail.finish()[: self._tail_size]
-
-
-def _check(model: nn.Module, named: list[tuple[str, nn.Parameter]]) -> None:
-    lazy = [name for name, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)]
-    if lazy:
-        raise InputError(
-            f"{lazy[0]} has no shape yet (a lazy layer)",
-            [
-                ("rule", "all parameters need their shapes before run.setup"),
-                ("to do", "call the model once on a batch in the model factory"),
-            ],
-        )
-    if not named:
-        raise InputError(
-            "the model has no parameter that requires a gradient",
-            [("found", f"{sum(1 for _ in model.parameters())} parameters, all frozen")],
-        )
-    complex_ = [name for name, p in named if p.is_complex()]
-    if complex_:
-        raise InputError(
-            f"{complex_[0]} is complex", [("rule", "parameters must be real; store the real and imaginary parts")]
-        )

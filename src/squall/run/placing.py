@@ -25,6 +25,34 @@ def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         )
 
 
+def check_parameters(model: nn.Module) -> None:
+    """Refuses a model whose parameters cannot be one flat vector.
+
+    Raises:
+        InputError: a lazy layer, complex parameters, nothing to train.
+    """
+    lazy = [name for name, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)]
+    if lazy:
+        raise InputError(
+            f"{lazy[0]} has no shape yet (a lazy layer)",
+            [
+                ("rule", "all parameters need their shapes before run.setup"),
+                ("to do", "call the model once on a batch in the model factory"),
+            ],
+        )
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if not named:
+        raise InputError(
+            "the model has no parameter that requires a gradient",
+            [("found", f"{sum(1 for _ in model.parameters())} parameters, all frozen")],
+        )
+    for name, parameter in named:
+        if parameter.is_complex():
+            raise InputError(
+                f"{name} is complex", [("rule", "parameters must be real; store the real and imaginary parts")]
+            )
+
+
 def same_everywhere(world: World, model: nn.Module) -> None:
     """Gives every rank rank 0's parameters and buffers, in one message a dtype.
 

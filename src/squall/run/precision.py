@@ -9,7 +9,7 @@ scale is halved; after 2,000 good steps it doubles (Micikevicius et al. 2018, se
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -34,11 +34,16 @@ def check(precision: Precision, device: torch.device) -> None:
         )
 
 
-def wrap_forward(model: nn.Module, precision: Precision, device: torch.device) -> None:
-    """Lets `model(...)` compute under autocast and return float32; only the instance is changed."""
+def wrap_forward(model: nn.Module, precision: Precision, device: torch.device) -> Callable[[], None]:
+    """Lets `model(...)` compute under autocast and return float32; only the instance is changed.
+
+    Returns:
+        Gives the model its own forward back.
+    """
     dtype = _AUTOCAST.get(precision)
     if dtype is None:
-        return
+        return lambda: None
+    own = model.__dict__.get("forward")
     inner = model.forward
 
     @functools.wraps(inner)
@@ -46,7 +51,13 @@ def wrap_forward(model: nn.Module, precision: Precision, device: torch.device) -
         with torch.autocast(device.type, dtype):
             return _to_float32(inner(*arguments, **named))
 
+    def unwrap() -> None:
+        del model.forward
+        if own is not None:
+            model.forward = own
+
     model.forward = forward
+    return unwrap
 
 
 class LossScale:

@@ -31,7 +31,7 @@ from squall.run import arithmetic, evaluate, folder, precision, tensorboard
 from squall.run.book import Book
 from squall.run.collect import say
 from squall.run.fingerprint import agree, digest, fingerprint
-from squall.run.placing import check_optimizer, same_everywhere
+from squall.run.placing import check_optimizer, check_parameters, same_everywhere
 from squall.run.result import Outcome, Result
 from squall.run.spec import RunSpec
 from squall.run.stepper import Stepper, finisher
@@ -93,6 +93,7 @@ class Run:
         self._rate: Rate | None = None
         self._updates = self._steps_done = 0
         self._now: Step | None = None
+        self._undo: list[Callable[[], None]] = []
         self._outcome: Outcome = "stopped"
         if self.path is not None and self.is_main:
             self._folder = folder.Folder(self.path)
@@ -113,6 +114,7 @@ class Run:
             RunError: ranks that compute with different arithmetic.
         """
         spec, world = self.spec, self.world
+        check_parameters(model)
         check_optimizer(model, optimizer)
         refuse_synchronised(model)
         model.to(world.device)
@@ -120,15 +122,15 @@ class Run:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         same_everywhere(world, model)
         self._stepper = Stepper(spec, world, model)
-        precision.wrap_forward(model, spec.precision, world.device)
+        self._undo.append(precision.wrap_forward(model, spec.precision, world.device))
         if spec.compile:
             model.compile()
         self.fingerprint = fingerprint(spec, world.device)
         agree(world, self.fingerprint, spec.reduction == "exact")
         if spec.ema is not None:
             self.ema = Ema([*model.named_parameters(), *model.named_buffers()], spec.ema)
-        optimizer.register_step_pre_hook(self._before_update)
-        optimizer.register_step_post_hook(self._after_update)
+        self._undo.append(optimizer.register_step_pre_hook(self._before_update).remove)
+        self._undo.append(optimizer.register_step_post_hook(self._after_update).remove)
         self._optimizer, self._rate, self._model = optimizer, lr, model
         return model, optimizer
 
@@ -267,9 +269,12 @@ class Run:
         return self._end(self._outcome, "", {"weights_sha256": sha256, "ledger": ledger.as_dict(), **values})
 
     def close(self) -> None:
-        """Gives everything back: files, loader processes, process group, torch's settings. Safe to call twice."""
+        """Gives everything back: the model's and optimiser's hooks, files, loader processes, process group, torch's
+        settings. Safe to call twice."""
+        while self._undo:
+            self._undo.pop()()
         if self._stepper is not None:
-            self._stepper.close()
+            self._stepper.release()
         self.book.close()
         if self._folder is not None:
             self._folder.close()

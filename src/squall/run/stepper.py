@@ -144,6 +144,13 @@ class Stepper:
             closer()
         self._reader = iter(())
 
+    def release(self) -> None:
+        """Ends the reader and takes everything off the model that was hung on it."""
+        self.close()
+        self.passes.release()
+        if self._groups is not None:
+            self._groups.remove()
+
     def _draws(self, order: Order, first_step: int) -> Iterator[Draw]:
         for index in range(first_step, order.num_steps):
             plan = order.step(index)

@@ -108,7 +108,7 @@ def _split(spec: DataSpec, folder: Path | None, split: str, world: World) -> Any
         index = sources.load(spec.name, folder, part)
         assert isinstance(index, sources.FolderIndex)
         return Photos(index, ops, spec.on_error, where)
-    arrays = once_per_machine(lambda: _arrays(spec.name, folder, part), world, split)
+    arrays = once_per_machine(lambda: _arrays(spec.name, folder, part), world, world.fresh(split))
     assert isinstance(arrays, sources.ImageArrays)
     height, width, channels = arrays.images.shape[1:]
     transform = compile_ops(ops, (height, width, channels), where=where)

@@ -57,7 +57,7 @@ def measure(recipe: Recipe, task: Task, folder: Path, world: World, *, predictio
         model, _ = run.setup(model, torch.optim.SGD(model.parameters(), lr=0.0))
         step = checked_step(task, run, model)
         found = [
-            run.averages(model, data, step, collate=task.collate, num_workers=_loaders(recipe))
+            run.averages(model, data, step, collate=task.collate, num_workers=_loaders(recipe, task))
             if data is not None
             else {}
             for data in (task.val, task.test)
@@ -72,7 +72,7 @@ def _predictions(recipe: Recipe, task: Task, run: Run, model: nn.Module) -> torc
     data = task.test if task.test is not None else task.val
     if data is None:
         raise InputError("there is no test set to predict", [("found", "a task with training data only")])
-    return run.evaluate(model, data, _predicted, collate=task.collate, num_workers=_loaders(recipe)).values
+    return run.evaluate(model, data, _predicted, collate=task.collate, num_workers=_loaders(recipe, task)).values
 
 
 def _predicted(outputs: Any, targets: Any) -> torch.Tensor:
@@ -86,5 +86,5 @@ def _predicted(outputs: Any, targets: Any) -> torch.Tensor:
     return torch.stack([targets.double(), predicted.double(), probability], dim=1)
 
 
-def _loaders(recipe: Recipe) -> int:
-    return recipe.data.num_workers if recipe.data else 0
+def _loaders(recipe: Recipe, task: Task) -> int:
+    return recipe.data.num_workers if recipe.data else task.num_workers

@@ -75,7 +75,7 @@ def train(
             val=task.val,
             test=task.test,
             collate=task.collate,
-            num_workers=recipe.data.num_workers if recipe.data else 0,
+            num_workers=recipe.data.num_workers if recipe.data else task.num_workers,
             clip_grad_norm=recipe.clip_grad_norm,
         )
         STRATEGIES[recipe.strategy](run, model, optimizer, job)
