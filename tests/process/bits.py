@@ -28,7 +28,7 @@ from squall.data.augment import compile_ops
 from squall.data.images import ImageSet
 from squall.model import weights
 from squall.records import Record, Stepped
-from squall.training.compose import loss_of, model_of
+from squall.training.parts import loss_of, model_of
 from tests.jobs import run_job
 
 SGD = {"optimizer": {"name": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}, "lr": {"base": 0.05}}

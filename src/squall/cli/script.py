@@ -39,7 +39,7 @@ from squall import Loss, Run
 from squall.metrics import Metrics
 from squall.optim.build import build
 from squall.recipe import DataSpec, ModelSpec
-from squall.training.compose import data_of, model_of
+from squall.training.parts import data_of, model_of
 
 MODEL = ModelSpec({model})
 DATA = DataSpec({data})

@@ -10,13 +10,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from squall.training.compose import compose, model_of
-    from squall.training.measure import measure
+    from squall.training.parts import compose, model_of
     from squall.training.session import run_spec, train
 
-_WHERE = {"compose": "compose", "model_of": "compose", "measure": "measure", "run_spec": "session", "train": "session"}
+_WHERE = {"compose": "parts", "model_of": "parts", "run_spec": "session", "train": "session"}
 
-__all__ = ["compose", "measure", "model_of", "run_spec", "train"]
+__all__ = ["compose", "model_of", "run_spec", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -70,7 +70,7 @@ def load(run: str | Path, model: nn.Module | None = None, *, ema: bool | None = 
 
     folder = find(run)
     if model is None:
-        from squall.training.compose import model_of
+        from squall.training.parts import model_of
 
         recipe = recipe_of(folder)
         if recipe.model is None:

@@ -27,7 +27,7 @@ from squall.run.evaluate import evaluating
 from squall.run.folder import RECIPE, RECORDS
 from squall.strategy import STRATEGIES
 from squall.task import StepFunction, Task, probe, probe_step
-from squall.training.compose import compose
+from squall.training.parts import compose
 
 _PROBED = 16
 
@@ -139,7 +139,9 @@ def checked_step(task: Task, run: Run, model: nn.Module) -> StepFunction:
         return _framed(step, run)
     first = size // 2 + 1 if size > 2 else 1
     cuts = [(0, size), (0, first), (first, size)]
-    draws = [Draw(np.arange(a, b, dtype=np.int64), np.zeros(b - a, dtype=np.int64)) for a, b in cuts]
+    # from the whole set: the first samples of a sorted one are of one class, where class weights cannot be seen
+    ids = np.linspace(0, len(task.train) - 1, size).round().astype(np.int64)
+    draws = [Draw(ids[a:b], np.zeros(b - a, dtype=np.int64)) for a, b in cuts]
 
     def batches(wanted: list[Draw]) -> list[Any]:
         finish = run.finisher(task.train)
