@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+
+from tests import leaks
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +22,16 @@ def real_data() -> Path:
             f"no test data in {folder}: set SQUALL_TEST_DATA to the folder that holds cifar10, fashion-mnist, ..."
         )
     return folder
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """A process, a thread, a changed environment or a changed switch of torch that a test leaves behind fails it."""
+
+    def state() -> tuple[object, ...]:
+        switches = (torch.are_deterministic_algorithms_enabled(), torch.is_grad_enabled(), torch.get_default_dtype())
+        return leaks.children(), leaks.threads(), leaks.environment(), os.getcwd(), switches
+
+    before = state()
+    yield
+    assert state() == before

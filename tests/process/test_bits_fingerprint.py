@@ -33,20 +33,11 @@ def trained(world: World | None = None, **fields: Any) -> dict[str, Any]:
 
 
 def threads_by_rank(reduction: str, world: World) -> Any:
-    """Ranks that disagree on their threads; rank 0 only sets up, since the others refuse."""
-    if reduction == "fast":
-        return trained(world, reduction=reduction, threads=1 + world.rank)
-    if world.rank:
-        try:
-            trained(world, reduction=reduction, threads=1 + world.rank)
-        except RunError as error:
-            return str(error)
-        return "accepted"
-    model = nn.Linear(3, 1)
-    run = squall.Run(None, world=world, epochs=1, global_batch_size=8, worker_batch_size=2, reduction=reduction)
-    run.setup(model, torch.optim.SGD(model.parameters(), lr=0.01))
-    run.close()
-    return ""
+    """Ranks that disagree on their threads: the result, or why there is none."""
+    try:
+        return trained(world, reduction=reduction, threads=1 + (world.rank == 2))
+    except RunError as error:
+        return str(error)
 
 
 def test_two_threads_are_recognised_as_another_arithmetic() -> None:
@@ -64,15 +55,16 @@ def test_each_number_of_the_arithmetic_is_in_the_fingerprint(field: dict[str, An
 
 
 def test_ranks_of_different_arithmetic_refuse_exact_and_name_the_field() -> None:
-    _, refused = run_job(threads_by_rank, 2, "exact")
-    assert "rank 1 computes with another arithmetic than rank 0" in refused
-    assert "threads   1 on rank 0, 2 on rank 1" in refused
-    assert "reduction=fast" in refused
+    ranks = run_job(threads_by_rank, 3, "exact")
+    assert len(set(ranks)) == 1  # all ranks stop for one reason, none waits for another
+    assert "rank 2 computes with another arithmetic than rank 0" in ranks[0]
+    assert "threads   1 on rank 0, 2 on rank 2" in ranks[0]
+    assert "reduction=fast" in ranks[0]
 
 
 def test_fast_accepts_ranks_of_different_arithmetic() -> None:
-    ranks = run_job(threads_by_rank, 2, "fast")
-    assert ranks[0]["weights_sha256"] == ranks[1]["weights_sha256"]
+    ranks = run_job(threads_by_rank, 3, "fast")
+    assert len({rank["weights_sha256"] for rank in ranks}) == 1
 
 
 def test_the_threads_of_the_caller_are_given_back() -> None:

@@ -48,18 +48,30 @@ def broadcast(world: World, tensor: torch.Tensor, source: int) -> torch.Tensor:
     return tensor
 
 
-def say(world: World, text: str) -> str:
-    """Rank 0's text, on every rank (the others' argument is ignored)."""
+def say(world: World, text: str, source: int = 0) -> str:
+    """One rank's text, on every rank (the others' argument is ignored)."""
     if world.group is None:
         return text
     data = torch.tensor(list(text.encode()), dtype=torch.uint8)
-    length = broadcast(world, torch.tensor([len(data)], device=world.device), 0)
+    length = broadcast(world, torch.tensor([len(data)], device=world.device), source)
     buffer = (
-        data.to(world.device) if world.rank == 0 else torch.empty(int(length), dtype=torch.uint8, device=world.device)
+        data.to(world.device)
+        if world.rank == source
+        else torch.empty(int(length), dtype=torch.uint8, device=world.device)
     )
     if int(length):
-        broadcast(world, buffer, 0)
+        broadcast(world, buffer, source)
     return bytes(buffer.tolist()).decode()
+
+
+def differing(world: World, text: str) -> list[int]:
+    """The ranks whose text is not rank 0's: the same list on every rank, so that all of them stop for one reason."""
+    if world.group is None:
+        return []
+    marks = np.zeros(world.size, dtype=np.int64)
+    marks[world.rank] = say(world, text) != text
+    ranks: list[int] = np.flatnonzero(add_up(world, marks)).tolist()
+    return ranks
 
 
 def join_blocks(world: World, block: torch.Tensor | None, rows: Sequence[int]) -> torch.Tensor:

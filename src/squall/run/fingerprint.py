@@ -16,7 +16,7 @@ import torch
 
 from squall.cluster.world import World
 from squall.errors import RunError
-from squall.run.collect import say
+from squall.run.collect import differing, say
 from squall.run.spec import RunSpec
 
 
@@ -49,16 +49,17 @@ def agree(world: World, mine: dict[str, Any], exact: bool) -> None:
     """
     if world.size == 1 or not exact:
         return
-    first = json.loads(say(world, json.dumps(mine)))
-    differ = [
-        (key, f"{first[key]} on rank 0, {mine[key]} on rank {world.rank}")
-        for key in mine
-        if mine[key] != first.get(key)
-    ]
-    if differ:
+    others = differing(world, json.dumps(mine))
+    if others:
+        first, other = (json.loads(say(world, json.dumps(mine), rank)) for rank in (0, others[0]))
+        fields = [
+            (key, f"{first[key]} on rank 0, {other.get(key)} on rank {others[0]}")
+            for key in first
+            if first[key] != other.get(key)
+        ]
         raise RunError(
-            f"rank {world.rank} computes with another arithmetic than rank 0",
-            [*differ, ("rule", "equal bits need equal arithmetic on all ranks")],
+            f"rank {others[0]} computes with another arithmetic than rank 0",
+            [*fields, ("rule", "equal bits need equal arithmetic on all ranks")],
             "reduction=fast accepts unequal ranks",
         )
 

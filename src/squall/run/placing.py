@@ -7,7 +7,7 @@ from torch import nn
 
 from squall.cluster.world import World
 from squall.errors import InputError, RunError
-from squall.run.collect import broadcast, say
+from squall.run.collect import broadcast, differing
 
 
 def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -60,9 +60,9 @@ def same_everywhere(world: World, model: nn.Module) -> None:
         RunError: a rank built another model.
     """
     names = "\n".join(f"{name} {tuple(t.shape)} {t.dtype}" for name, t in model.state_dict().items())
-    if say(world, names) != names:
+    if strangers := differing(world, names):
         raise RunError(
-            f"rank {world.rank} built another model than rank 0",
+            f"rank {strangers[0]} built another model than rank 0",
             [("rule", "the model factory must give the same layers, names and shapes in every process")],
         )
     if world.group is None:

@@ -29,7 +29,7 @@ from squall.records import Ended, Sink, Started
 from squall.rng import Stream, mix
 from squall.run import arithmetic, evaluate, folder, precision, tensorboard
 from squall.run.book import Book
-from squall.run.collect import say
+from squall.run.collect import differing
 from squall.run.fingerprint import agree, digest, fingerprint
 from squall.run.placing import check_optimizer, check_parameters, same_everywhere
 from squall.run.result import Outcome, Result
@@ -81,7 +81,6 @@ class Run:
         self.world = world if world is not None else join()
         self._owns_world = world is None
         precision.check(self.spec.precision, self.world.device)
-        self._settings: arithmetic.Settings | None = arithmetic.enter(self.spec, self.world.device)
         self.is_main = self.world.rank == 0
         self.path = Path(out) if out is not None else None
         self.name = name or (self.path.name if self.path else "run")
@@ -97,6 +96,7 @@ class Run:
         self._outcome: Outcome = "stopped"
         if self.path is not None and self.is_main:
             self._folder = folder.Folder(self.path)
+        self._settings: arithmetic.Settings | None = arithmetic.enter(self.spec, self.world.device)
         torch.manual_seed(mix(Stream.INIT, self.spec.seed) >> 1)
 
     # -- set-up ------------------------------------------------------------------------------------------------
@@ -255,9 +255,9 @@ class Run:
             raise RunError("run.finish() before run.steps(...)", [("rule", "train first")])
         ledger = stepper.ledger.settle(self.world, self._steps_done)
         sha256 = weights.sha256(self._model.named_parameters())
-        if say(self.world, sha256) != sha256:
+        if strayed := differing(self.world, sha256):
             raise RunError(
-                f"rank {self.world.rank} ends with other weights than rank 0",
+                f"rank {strayed[0]} ends with other weights than rank 0",
                 [("rule", "every rank applies the same updates to the same weights")],
             )
         if self._folder is not None:
