@@ -25,7 +25,7 @@ def test_the_command_lines_mistakes_print_as_designed():
     head, first, second, last = caught.value.render().splitlines()
     assert head == "squall: 2 mistakes in cifar10".ljust(97) + "(exit 2)"
     assert first == (
-        "  worker=32              no such field. Near: worker_batch_size (32), virtual_workers (4); "
+        "  worker=32              no such field. Near: worker_batch_size (32), virtual_workers (8); "
         "loader processes are data.num_workers (0); processes of a run are the flag --processes"
     )
     assert second == (

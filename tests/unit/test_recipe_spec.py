@@ -132,7 +132,7 @@ def test_recipes_are_frozen_and_travel():
 def test_every_field_says_what_it_means():
     rows = {row.name: row for row in fields_table(load("cifar10"))}
     assert rows["worker_batch_size"].value == "32"
-    assert rows["virtual_workers"].value == "4"
+    assert rows["virtual_workers"].value == "8"
     assert rows["lr.base"].default == "required"
     assert rows["optimizer.no_weight_decay"].type == "list of text"
     assert rows["lr.warmup_from"].type == "base | number"
