@@ -61,3 +61,12 @@ def hold_out(num_samples: int, num_held: int, seed: int) -> tuple[npt.NDArray[np
     hashes = mix_array(mix(Stream.SPLIT, seed), np.arange(num_samples, dtype=np.uint64))
     chosen = np.argsort(hashes, kind="stable")
     return np.sort(chosen[num_held:]).astype(np.int64), np.sort(chosen[:num_held]).astype(np.int64)
+
+
+def some_of(num_samples: int, wanted: int) -> npt.NDArray[np.int64]:
+    """`wanted` ids chosen by a hash of the id, ascending: of all classes, also where a set is sorted by class.
+
+    A smaller choice lies inside a larger one.
+    """
+    hashes = mix_array(mix(Stream.SPLIT), np.arange(num_samples, dtype=np.uint64))
+    return np.sort(np.argsort(hashes, kind="stable")[:wanted]).astype(np.int64)

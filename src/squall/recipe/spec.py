@@ -64,8 +64,8 @@ class DataSpec(Spec):
     )
     val: Tables = Field(default=(), description="operations on images of evaluation")
     val_samples: int = Field(default=0, ge=0, description="training samples held out for validation, chosen by hash")
-    train_limit: Count | None = Field(default=None, description="use only the first so many training samples")
-    test_limit: Count | None = Field(default=None, description="use only the first so many test samples")
+    train_limit: Count | None = Field(default=None, description="use only so many training samples, chosen by a hash")
+    test_limit: Count | None = Field(default=None, description="use only so many test samples, chosen by a hash")
     on_error: Literal["error", "skip"] = Field(
         default="error", description="an image that does not decode: stop, or skip and count it"
     )

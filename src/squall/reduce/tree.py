@@ -4,11 +4,11 @@ Floating-point addition is not associative, so a sum's bits depend on how it is 
 binary tree over the passes of a minibatch, and that tree depends on nothing but their number: a node over leaves
 [lo, hi) splits in half, and the odd leaf goes left. Twelve passes on two processes, and on five::
 
-                        [0,12)                                       [0,12)
-              [0,6)                [6,12)                  [0,6)                [6,12)
-          [0,3)   [3,6)        [6,9)   [9,12)          [0,3)   [3,6)        [6,9)   [9,12)
-         /                                            [0,2) 2  [3,5) 5     [6,8) 8  [9,11) 11
-        rank 0 sends [0,6)     rank 1 sends [6,12)    rank 0: [0,2)   rank 1: 2, [3,4)   rank 2: 4, 5, 6  ...
+                        [0,12)                                          [0,12)
+              [0,6)                [6,12)                     [0,6)                  [6,12)
+          [0,3)   [3,6)        [6,9)   [9,12)             [0,3)   [3,6)         [6,9)      [9,12)
+                                                                             [6,8)   8
+         rank 0 sends [0,6)   rank 1 sends [6,12)         rank 0  rank 1     rank 2  3     rank 4
 
 A process hosts a contiguous run of leaves. Inside it, it may form every node whose leaves it holds all (the *cover*:
 the maximal ones); the owner of a slice of the vector adds the covers of all processes up to the root. Whoever does

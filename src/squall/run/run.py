@@ -162,14 +162,7 @@ class Run:
                 before = self._updates
                 yield step
                 step.require_complete("the next step")
-                if self._updates == before:
-                    raise RunError(
-                        f"optimizer.step() was not called in step {index}",
-                        [
-                            ("rule", "one update a step: optimizer.step() after the inner loop"),
-                            ("effect", "the model would not learn"),
-                        ],
-                    )
+                _check_updates(index, self._updates - before)
                 if plan.ends_epoch or not stepper.late:
                     self._settle(late)
                     self._settle(step)
@@ -384,3 +377,14 @@ class Run:
         )
         self.close()
         return result
+
+
+def _check_updates(step: int, updates: int) -> None:
+    if updates == 1:
+        return
+    found = "was not called" if updates == 0 else f"was called {updates} times"
+    effect = "the model would not learn" if updates == 0 else "the same gradient would be applied again"
+    raise RunError(
+        f"optimizer.step() {found} in step {step}",
+        [("rule", "one update a step: optimizer.step() after the inner loop"), ("effect", effect)],
+    )

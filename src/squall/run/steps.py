@@ -104,7 +104,11 @@ class Step:
             RunError: a mean where a sum is asked for, a model in evaluation mode, a second call in one pass.
         """
         if self._open < 0 or self._backward_done:
-            raise RunError("step.backward was called outside a pass", [("rule", "once for each `batch in step`")])
+            found = "outside `for batch in step:`" if self._open < 0 or self.complete else "twice for one batch"
+            raise RunError(
+                f"step.backward was called {found}",
+                [("rule", "once for each batch of a step; several losses are added up first")],
+            )
         num_samples = sum(self._plan.pass_workers(self._open))
         spec = self._stepper.spec
         if spec.loss_over == "sample" and self.index == self._stepper.first_step:

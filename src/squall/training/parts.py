@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -20,7 +19,7 @@ from squall.data.augment import compile_ops
 from squall.data.images import ImageSet
 from squall.data.photos import Photos
 from squall.data.shared import once_per_machine
-from squall.data.subset import hold_out, subset
+from squall.data.subset import hold_out, some_of, subset
 from squall.errors import InputError
 from squall.metrics import Loss, mean
 from squall.model import weights
@@ -82,9 +81,9 @@ def data_of(spec: DataSpec, world: World, data_root: Path, seed: int) -> tuple[A
         train, test = (_split(spec, folder, split, world) for split in ("train", "test"))
         val = None
     if spec.train_limit is not None and spec.train_limit < len(train):
-        train = subset(train, np.arange(spec.train_limit, dtype=np.int64))
+        train = subset(train, some_of(len(train), spec.train_limit))
     if test is not None and spec.test_limit is not None and spec.test_limit < len(test):
-        test = subset(test, np.arange(spec.test_limit, dtype=np.int64))
+        test = subset(test, some_of(len(test), spec.test_limit))
     if spec.val_samples:
         if spec.val_samples >= len(train):
             raise InputError(

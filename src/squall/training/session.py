@@ -28,6 +28,7 @@ from squall.run.folder import RECIPE, RECORDS
 from squall.strategy import STRATEGIES
 from squall.task import StepFunction, Task, probe, probe_step
 from squall.training.parts import compose
+from squall.training.progress import Progress
 
 _PROBED = 16
 
@@ -38,7 +39,7 @@ def train(
     *,
     out: str | Path | None = None,
     world: World | None = None,
-    sinks: tuple[Sink, ...] = (),
+    sinks: tuple[Sink, ...] | None = None,
     data_root: Path | None = None,
 ) -> Result:
     """Trains a task by a recipe, on the processes of this job (alone, under torchrun or SLURM).
@@ -48,7 +49,7 @@ def train(
         recipe: how to train.
         out: the run folder; None: nothing is written.
         world: the job's processes, if they have joined already.
-        sinks: called with every record, on rank 0.
+        sinks: called with every record, on rank 0; by default a line an epoch is printed, () prints nothing.
         data_root: folder of the data sets that the recipe names; by default ./data.
 
     Returns:
@@ -64,10 +65,11 @@ def train(
     run: Run | None = None
     try:
         task = task or compose(recipe, world, data_root or Path("data"))
+        sinks = (Progress(),) if sinks is None else sinks
         run = Run(out, world=world, sinks=sinks, name=recipe.name, **run_spec(recipe))
         if run.is_main and run.path is not None:
             (run.path / RECIPE).write_text(to_toml(recipe), encoding="utf-8")
-        model = _guarded(task.model, "the model factory")
+        model = _guarded(task.model, "the model factory").train()
         model, optimizer = run.setup(model, _optimizer(model, recipe), lr=recipe.lr.rate())
         job = Job(
             step=checked_step(task, run, model),
