@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from squall.run.memory import keep_freed_memory
 from squall.run.spec import RunSpec
 
 
@@ -44,6 +45,7 @@ def enter(spec: RunSpec, device: torch.device) -> Settings:
     exact = spec.reduction == "exact"
     if device.type == "cpu":
         torch.set_num_threads(spec.threads)
+        keep_freed_memory()
     else:
         if exact:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
