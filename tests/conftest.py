@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests import leaks
 
@@ -27,11 +26,8 @@ def real_data() -> Path:
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     """A process, a thread, a changed environment or a changed switch of torch that a test leaves behind fails it."""
-
-    def state() -> tuple[object, ...]:
-        switches = (torch.are_deterministic_algorithms_enabled(), torch.is_grad_enabled(), torch.get_default_dtype())
-        return leaks.children(), leaks.threads(), leaks.environment(), os.getcwd(), switches
-
-    before = state()
+    before = leaks.state()
     yield
-    assert state() == before
+    leaks.join_new_threads(before)
+    after = leaks.state()
+    assert {name: value for name, value in after.items() if value != before.get(name)} == {}
