@@ -1,6 +1,7 @@
 """The launcher with small ranks that need no torch: statuses, environment, signals, and nothing left behind."""
 
 import contextlib
+import gc
 import json
 import os
 import select
@@ -79,8 +80,10 @@ def nothing_changed_here(store_opened_once: None) -> Iterator[None]:
         environ = {key: value for key, value in os.environ.items() if key != "PYTEST_CURRENT_TEST"}
         return environ, handlers, len(os.listdir("/proc/self/fd")), threading.active_count(), children()
 
+    gc.collect()  # what earlier tests dropped may still hold descriptors
     before = state()
     yield
+    gc.collect()
     assert state() == before
 
 
