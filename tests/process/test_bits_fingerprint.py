@@ -1,4 +1,4 @@
-"""Equal bits are promised for equal arithmetic; another one is recognised (traps.md: threads change bits)."""
+"""Equal bits are promised for equal arithmetic; another one is recognised."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faults that peers have had between ranks (peers.md 3.1, 3.3 to 3.5), looked for on three real processes."""
+"""Faults that peers have had between ranks, looked for on three real processes."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_unequal_shares_are_averaged_by_rank() -> None:
 
 
 def test_a_parameter_that_only_one_rank_uses_hangs_the_others_or_is_decayed() -> None:
-    """DDP needs find_unused_parameters; a flat vector of zeros would be decayed (traps.md)."""
+    """DDP needs find_unused_parameters; a flat vector of zeros would be decayed."""
     torch.manual_seed(0)
     assert alone()["never"] == float(Sometimes(0).never.weight.detach().abs().sum())
     assert {rank["never"] for rank in together()} == {alone()["never"]}

@@ -1,4 +1,4 @@
-"""Faults that peers have had when a minibatch is computed in parts (peers.md 3.1, 3.2; papers.md 1b): not here."""
+"""Faults that peers have had when a minibatch is computed in parts: not here."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_activations_of_all_parts_are_kept_until_the_step() -> None:
 
 
 def test_the_reduction_waits_for_the_whole_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    """papers.md 1b.16: without overlap there is no near-linear scaling; the last layer's bucket goes first."""
+    """Goyal et al. 2017, section 4: without overlap there is no near-linear scaling; the last layer's bucket goes first."""
     monkeypatch.setattr(passes, "BUCKET_BYTES", 256)
     events: list[str] = []
     ready = TreeReduction.ready

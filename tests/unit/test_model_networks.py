@@ -1,4 +1,4 @@
-"""The networks' numbers (parameters, shapes, first values): papers.md 1a and check G6."""
+"""The networks' numbers (parameters, shapes, first values): Goyal et al. 2017, section 5.1, and check G6."""
 
 import math
 

@@ -41,7 +41,7 @@ def names_in(model: nn.Module, groups: list[dict[str, Any]]) -> dict[str, list[s
 
 
 def test_decay_excludes_normalisation_55_and_106_tensors_of_resnet50() -> None:
-    """G6 and OUTPUTS.md 2: decay on 55 tensors (53 convolutions, last weight and bias), none on 106."""
+    """G6: decay on 55 tensors (53 convolutions, last weight and bias), none on 106."""
     decayed, rest = parameter_groups(resnet50_stand_in(), weight_decay=1e-4)
     assert (len(decayed["params"]), decayed["weight_decay"], decayed["name"]) == (55, 1e-4, "all")
     assert (len(rest["params"]), rest["weight_decay"], rest["name"]) == (106, 0.0, "all, no decay")

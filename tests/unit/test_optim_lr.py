@@ -28,7 +28,7 @@ def trace(rate: Rate, order: Order) -> list[float]:
 
 
 def textbook(t: int, steps_per_epoch: int, batch: int) -> float:
-    """The pseudo-code of papers.md 1a, word for word."""
+    """Goyal et al. 2017, section 5.1, as pseudo-code."""
     ref = 0.1 * batch / 256
     e = t / steps_per_epoch
     if batch > 256 and e < 5:
@@ -150,7 +150,7 @@ ORDERS = st.builds(
 
 
 class TestFaultsOfSchedulers:
-    """peers.md 3.5."""
+    """Schedules that count processes or restored steps: accelerate#1382, openfold#181."""
 
     @given(RATES, ORDERS, st.lists(st.integers(0, 60), max_size=4))
     def test_trace_with_any_kill_points_is_the_trace_without(self, rate: Rate, order: Order, kills: list[int]) -> None:

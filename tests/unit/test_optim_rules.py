@@ -252,7 +252,7 @@ def test_the_same_run_gives_the_same_bits_twice(case: Case) -> None:
 
 
 def test_adagrad_survives_gradients_of_zero_and_of_nearly_zero() -> None:
-    """traps.md: eps 0 gives NaN in the fused kernel, 1e-30 explodes; pixels that are always 0 have gradient 0."""
+    """eps 0 gives NaN in the fused kernel, 1e-30 explodes; pixels that are always 0 have gradient 0."""
     model = nn.Linear(4, 1, bias=False)
     with torch.no_grad():
         model.weight.zero_()

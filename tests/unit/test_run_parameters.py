@@ -139,7 +139,7 @@ def test_tied_parameters_count_once_in_the_hash_and_in_the_vector() -> None:
 
 
 def test_unused_frozen_and_sometimes_used_parameters_are_as_in_torch_optim() -> None:
-    """A zero in a flat vector would still be decayed (traps.md: 1.0 -> 0.99); DDP hangs on unused parameters."""
+    """A zero in a flat vector would still be decayed (1.0 -> 0.99); DDP hangs on unused parameters."""
     fresh = Partial()
     model = assert_as_plain(Partial, make_data(), rtol=1e-5, atol=1e-6)
     assert torch.equal(model.unused.weight, fresh.unused.weight)
@@ -199,7 +199,7 @@ def test_bfloat16_parameters_are_summed_in_float32() -> None:
 
 @pytest.mark.parametrize("replaced", [False, True])
 def test_buffers_are_counted_once_a_step_and_averaged_over_the_workers(replaced: bool) -> None:
-    """papers.md 1b, "added by us": k workers in one process must not make k updates of running statistics."""
+    """k workers in one process must not make k updates of running statistics."""
     model = Counted(replaced)
     data = make_data()
     train(model, data=data)

@@ -1,7 +1,7 @@
 """The model's buffers over one step: every pass starts from the step's values, the step ends with their mean.
 
 Batch normalisation's running statistics are updated by each forward pass. With k workers in one process that would be
-k updates one after the other, with k processes one each (papers.md 1b): the result would depend on hosting. Here each
+k updates one after the other, with k processes one each: the result would depend on hosting. Here each
 pass starts from the buffers as they were before the step; the step's value is::
 
     buffer + sum over passes of n_pass * (buffer after the pass - buffer) / sum of n_pass

@@ -1,6 +1,7 @@
 """The arithmetic's fingerprint: everything besides the recipe's mathematics that changes bits.
 
-Measured (traps): the number of threads changes the gradients of 31 of 44 nets, the instruction set of 42 of 44. Equal
+Measured with torch 2.13 on one x86-64 machine: the number of threads changes the gradients of 31 of 44 combinations of
+net, precision and memory format, the instruction set those of 42 of 44. Equal
 weights are promised for equal fingerprints, and ranks that differ refuse the exact reduction.
 """
 
