@@ -15,7 +15,7 @@ An epoch's last minibatch has r <= kn samples. `last_batch` says what becomes of
 * ``drop``: these r samples are not used in this epoch.
 * ``carry``: they open the next epoch's first minibatch; only the run's very last step may be short.
 
-No process appears anywhere in this module: processes only host passes (`squall.run.workers`).
+No process appears anywhere in this module: processes only host passes (`squall.run.stepper`).
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ class Settings:
 
     threads: int
     deterministic: bool
+    warn_only: bool
     fill: bool
     matmul_tf32: bool
     cudnn_tf32: bool
@@ -37,6 +38,7 @@ def enter(spec: RunSpec, device: torch.device) -> Settings:
     before = Settings(
         torch.get_num_threads(),
         torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
         torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
         torch.backends.cuda.matmul.allow_tf32,
         torch.backends.cudnn.allow_tf32,
@@ -61,7 +63,7 @@ def enter(spec: RunSpec, device: torch.device) -> Settings:
 def leave(before: Settings) -> None:
     """Puts the switches back."""
     torch.set_num_threads(before.threads)
-    torch.use_deterministic_algorithms(before.deterministic)
+    torch.use_deterministic_algorithms(before.deterministic, warn_only=before.warn_only)
     torch.utils.deterministic.fill_uninitialized_memory = before.fill  # type: ignore[attr-defined]
     torch.backends.cuda.matmul.allow_tf32 = before.matmul_tf32
     torch.backends.cudnn.allow_tf32 = before.cudnn_tf32

@@ -80,7 +80,6 @@ class Run:
         self.spec = RunSpec.of(fields)
         self.world = world if world is not None else join()
         self._owns_world = world is None
-        precision.check(self.spec.precision, self.world.device)
         self.is_main = self.world.rank == 0
         self.path = Path(out) if out is not None else None
         self.name = name or (self.path.name if self.path else "run")
@@ -94,9 +93,15 @@ class Run:
         self._now: Step | None = None
         self._undo: list[Callable[[], None]] = []
         self._outcome: Outcome = "stopped"
-        if self.path is not None and self.is_main:
-            self._folder = folder.Folder(self.path)
-        self._settings: arithmetic.Settings | None = arithmetic.enter(self.spec, self.world.device)
+        self._settings: arithmetic.Settings | None = None
+        try:
+            precision.check(self.spec.precision, self.world.device)
+            if self.path is not None and self.is_main:
+                self._folder = folder.Folder(self.path)
+            self._settings = arithmetic.enter(self.spec, self.world.device)
+        except BaseException:
+            self.close()
+            raise
         torch.manual_seed(mix(Stream.INIT, self.spec.seed) >> 1)
 
     # -- set-up ------------------------------------------------------------------------------------------------
@@ -150,6 +155,8 @@ class Run:
             DivergedError: the loss is not finite any more.
         """
         stepper = self._require_setup()
+        if stepper.ledger is not None:
+            raise RunError("run.steps was called twice", [("rule", "one call goes over all epochs of the run")])
         order = stepper.begin(data, collate, num_workers)
         stepper.clock = self.book.clock
         stepper.clock.reset()
@@ -304,8 +311,17 @@ class Run:
             self.book.note_step(step.index, step.epoch, step.lr, step.sums)
 
     def _before_update(self, *_: Any) -> None:
-        if self._now is not None:
-            self._now.require_complete("optimizer.step()")
+        if self._now is None or self._stepper is None:
+            return
+        self._now.require_complete("optimizer.step()")
+        if not self._stepper.scale.active and all(p.grad is None for p in self._stepper.parameters):
+            raise RunError(
+                f"optimizer.step() has no gradients in step {self._now.index}",
+                [
+                    ("found", "every .grad is None: optimizer.zero_grad() between the inner loop and optimizer.step()"),
+                    ("to do", "call optimizer.zero_grad() after optimizer.step(), or not at all"),
+                ],
+            )
 
     def _after_update(self, *_: Any) -> None:
         self._updates += 1
