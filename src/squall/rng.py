@@ -42,6 +42,7 @@ class Stream(IntEnum):
     SPLIT = 9  # which training samples are held out for validation
     CUTOUT_ROW = 10
     CUTOUT_COLUMN = 11
+    EVALUATION = 12  # samples and passes of an evaluation
 
 
 def _scramble(value: int) -> int:

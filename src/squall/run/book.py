@@ -16,6 +16,11 @@ from squall.run.sums import StepSums
 from squall.run.tensorboard import TensorBoard
 
 
+def ratio(total: float, count: float) -> float:
+    """A mean from its sum; nan over no elements."""
+    return total / count if count else float("nan")
+
+
 class Book:
     """Averages over the epoch at hand, and the list of epochs that ended.
 
@@ -71,14 +76,14 @@ class Book:
             pair = self._totals.setdefault(name, [0.0, 0.0])
             pair[0] += total
             pair[1] += count
-        metrics = {name: total / count for name, (total, count) in sums.metrics.items()}
+        metrics = {name: ratio(total, count) for name, (total, count) in sums.metrics.items()}
         rate = float("nan") if lr is None else lr
-        self.emit(Stepped(index, epoch, int(sums.samples), sums.loss / sums.count, rate, self.seconds, metrics))
+        self.emit(Stepped(index, epoch, int(sums.samples), ratio(sums.loss, sums.count), rate, self.seconds, metrics))
 
     def end_epoch(self, epoch: int, step: int, lr: float | None) -> EpochEnded:
         """Closes the epoch's averages and records them."""
         elapsed = max(self._stepped - self.clock.start, 1e-9)
-        train = {name: total / count for name, (total, count) in self._totals.items()}
+        train = {name: ratio(total, count) for name, (total, count) in self._totals.items()}
         record = EpochEnded(
             epoch=epoch,
             step=step,

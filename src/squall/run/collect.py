@@ -5,7 +5,6 @@ Blocks may have different numbers of rows, which Gloo's all-gather refuses; each
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +35,14 @@ def add_up(world: World, values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]
     world.group.allreduce([tensor]).wait()
     out: npt.NDArray[np.int64] = tensor.cpu().numpy()
     return out
+
+
+def each(world: World, value: int) -> list[int]:
+    """One number of every rank, in rank order, on all of them."""
+    values = np.zeros(world.size, dtype=np.int64)
+    values[world.rank] = value
+    found: list[int] = add_up(world, values).tolist()
+    return found
 
 
 def broadcast(world: World, tensor: torch.Tensor, source: int) -> torch.Tensor:
@@ -74,27 +81,28 @@ def differing(world: World, text: str) -> list[int]:
     return ranks
 
 
-def join_blocks(world: World, block: torch.Tensor | None, rows: Sequence[int]) -> torch.Tensor:
+def join_blocks(world: World, block: torch.Tensor | None) -> torch.Tensor:
     """Concatenates the ranks' blocks in rank order, on every rank, on the CPU.
 
     Arguments:
-        block: this rank's rows, (rows[rank], ...); None where it has none.
-        rows: how many rows each rank has; rank 0 has at least one.
+        block: this rank's rows, (n, ...), as many as it has; None where it knows of none. At least one rank has a block.
     """
     if world.group is None:
         assert block is not None
         return block.detach().cpu()
-    shape = _shape(world, block)
+    rows = each(world, -1 if block is None else len(block))
+    source = next(rank for rank, count in enumerate(rows) if count >= 0)
+    shape = _shape(world, block, source)
     dtype = _DTYPES[shape[0]]
-    parts = []
+    parts = [torch.empty((0, *shape[1:]), dtype=dtype)]
     for rank, count in enumerate(rows):
-        if not count:
+        if count <= 0:
             continue
         if rank == world.rank:
             assert block is not None
             if tuple(block.shape[1:]) != tuple(shape[1:]) or block.dtype != dtype:
                 raise RunError(
-                    f"rank {rank} gathers values of another shape than rank 0: {tuple(block.shape)}, {block.dtype}"
+                    f"rank {rank} gathers values of another shape than rank {source}: {tuple(block.shape)}, {block.dtype}"
                 )
             piece = block.detach().contiguous().to(world.device)
         else:
@@ -105,11 +113,11 @@ def join_blocks(world: World, block: torch.Tensor | None, rows: Sequence[int]) -
     return torch.cat(parts)
 
 
-def _shape(world: World, block: torch.Tensor | None) -> list[int]:
+def _shape(world: World, block: torch.Tensor | None, source: int) -> list[int]:
     header = torch.zeros(2 + _MOST_DIMENSIONS, dtype=torch.int64, device=world.device)
-    if world.rank == 0:
+    if world.rank == source:
         assert block is not None
         numbers = [_DTYPES.index(block.dtype), block.ndim, *block.shape[1:]]
         header[: len(numbers)] = torch.tensor(numbers)
-    values: list[Any] = broadcast(world, header, 0).tolist()
+    values: list[Any] = broadcast(world, header, source).tolist()
     return [values[0], *values[2 : 1 + values[1]]]

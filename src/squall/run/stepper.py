@@ -66,6 +66,7 @@ class Stepper:
         self.read_samples = 0
         self.late = world.device.type == "cuda"  # a step's numbers are looked at when the next one is under way
         self._groups = split_normalisation(model) if spec.fuse > 1 else None
+        self._normalises = has_batch_norm(model)
         self._reader: Iterator[tuple[Draw, Any]] = iter(())
         self.ledger: Ledger | None = None
         self.order: Order | None = None
@@ -78,7 +79,7 @@ class Stepper:
             InputError: more processes than passes; a virtual worker of one sample under batch normalisation.
         """
         order = self.spec.order(len(data))
-        check_hosting(order, self.world.size, has_batch_norm(self.model))
+        check_hosting(order, self.world.size, self._normalises)
         self.order, self.ledger, self.first_step = order, Ledger(order), first_step
         self._reader = iter(
             read(
@@ -101,17 +102,26 @@ class Stepper:
         return leaves
 
     def open_pass(self, plan: StepPlan, leaf: int) -> Any:
-        """Reads the pass's batch and prepares the model and the generators for it."""
+        """Reads the pass's batch and prepares the model and the generators for it.
+
+        Raises:
+            InputError: so many samples were skipped that the pass cannot be computed.
+        """
         started = time.perf_counter()
         self.where = (plan.index, plan.epoch)
         draw, batch = next(self._reader)
         assert self.order is not None
         assert self.ledger is not None
-        self.ledger.note(plan, leaf, self.order.draw(plan, leaf), draw)
+        planned = self.order.draw(plan, leaf)
+        self.ledger.note(plan, leaf, planned, draw)
         self.read_samples = len(draw)
         self.clock.data += time.perf_counter() - started
+        sizes = plan.pass_workers(leaf)
+        if len(draw) < len(planned):
+            sizes = _shrink(sizes, len(draw))
+            check_skipped(plan, planned, draw, sizes, self._normalises)
         if self._groups is not None:
-            self._groups.sizes = _shrink(plan.pass_workers(leaf), len(draw))
+            self._groups.sizes = sizes
         seed_pass(self.world.device, self.spec.seed, plan.epoch, plan.index, leaf)
         self.passes.begin_pass(leaf)
         return batch
@@ -199,6 +209,39 @@ def check_hosting(order: Order, num_processes: int, normalises: bool) -> None:
                     ("to do", "another worker_batch_size or global_batch_size, or last_batch=drop or carry"),
                 ],
             )
+
+
+def check_skipped(plan: StepPlan, planned: Draw, draw: Draw, sizes: tuple[int, ...], normalises: bool) -> None:
+    """Refuses a pass that lost too many samples to files that do not decode.
+
+    Arguments:
+        planned, draw: the pass's samples as the order has them, and as they could be read.
+        sizes: of the virtual workers that are left.
+
+    Raises:
+        InputError: no sample is left; or one in a virtual worker, under batch normalisation.
+    """
+    gone = [index for index in planned.ids.tolist() if index not in set(draw.ids.tolist())]
+    first = f"{', '.join(f'train[{index}]' for index in gone[:3])}{' ...' if len(gone) > 3 else ''}"
+    found = f"{len(gone)} of {len(planned)} samples could not be read: {first}"
+    if not sizes:
+        raise InputError(
+            f"step {plan.index}: all samples of a pass were skipped",
+            [
+                ("found", found),
+                ("rule", "each pass needs a sample to compute"),
+                ("to do", "repair or delete these files, or a larger worker_batch_size"),
+            ],
+        )
+    if normalises and 1 in sizes:
+        raise InputError(
+            f"step {plan.index}: skipped samples leave a virtual worker of one, and the model has batch normalisation",
+            [
+                ("found", found),
+                ("rule", "a mean and a variance need two samples or more"),
+                ("to do", "repair or delete these files, or a larger worker_batch_size"),
+            ],
+        )
 
 
 def finisher(data: Any, spec: RunSpec) -> Callable[[Any, Draw], Any]:
