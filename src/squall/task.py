@@ -18,7 +18,7 @@ from torch import nn
 from squall.errors import InputError
 from squall.metrics import Loss, Metrics, mean
 
-LossKind = Literal["samples", "sum", "mean"]
+LossKind = Literal["samples", "sum", "mean", "worker"]
 StepFunction = Callable[[nn.Module, Any], tuple[Loss, Metrics]]
 _TOLERANCE = 1e-4
 
@@ -73,7 +73,8 @@ class Task:
         """The step as the loop calls it: (model, batch) -> (Loss, metrics).
 
         Arguments:
-            kind: how the loss treats samples, as `probe` found it; needed where the task has a `loss`.
+            kind: how the loss treats samples, as `probe` found it; "worker": it is that of a virtual worker's batch
+                and is handed on as it is (`run.steps` weighs it by the worker's samples). Needed with a `loss`.
         """
         if self.own_step is not None:
             return _normalised(self.own_step)
@@ -158,6 +159,16 @@ def probe_step(step: StepFunction, model: nn.Module, whole: Any, parts: tuple[An
         )
 
 
+def over_samples(step: StepFunction) -> StepFunction:
+    """A step whose loss is that of its batch (a virtual worker's) -> one whose loss is a sum, as evaluation adds up."""
+
+    def call(model: nn.Module, batch: Any) -> tuple[Loss, Metrics]:
+        loss, metrics = step(model, batch)
+        return Loss(loss.sum * loss.count, loss.count), metrics
+
+    return call
+
+
 def _from_loss(
     loss: Callable[[Any, Any], torch.Tensor],
     kind: LossKind,
@@ -168,7 +179,12 @@ def _from_loss(
         outputs = model(inputs)
         value = loss(outputs, targets)
         size = _length(targets)
-        total = value.sum() if kind == "samples" else value if kind == "sum" else value * size
+        if kind == "worker" and value.numel() != 1:
+            raise InputError(
+                f'the loss gives a tensor of shape {tuple(value.shape)}; with loss_over = "worker" it is one number',
+                [("to do", "the mean over its batch, or loss_over = sample")],
+            )
+        total = value.sum() if kind == "samples" else value * size if kind == "mean" else value
         if (
             kind == "mean"
             and isinstance(targets, torch.Tensor)

@@ -7,6 +7,8 @@ import hashlib
 import json
 import os
 import statistics
+from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,11 @@ from torch import nn
 
 import squall
 from squall import records
+from squall.cli import folders
 from squall.errors import DivergedError, InputError
 from squall.recipe import load as load_recipe
 from squall.run import mean_and_std, median_of_last
-from squall.run.folder import Folder
+from squall.run.folder import Folder, make
 from tests.unit.runs import CLASSES, make_data, make_model, summed, train
 
 FIELDS: dict[str, Any] = {"epochs": 7, "global_batch_size": 8, "worker_batch_size": 4, "lr": 0.1}
@@ -207,6 +210,88 @@ def test_a_busy_folder_is_refused(tmp_path: Path) -> None:
 def test_a_lock_file_that_a_killed_run_left_is_no_lock(tmp_path: Path) -> None:
     (tmp_path / ".lock").write_text("")
     assert trained(tmp_path).outcome == "finished"
+
+
+def between_open_and_lock(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], Any]) -> None:
+    """Lets something happen once, after the next writer has opened the lock's file and before it locks it."""
+    flock = fcntl.flock
+
+    def late(descriptor: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        happens()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_a_lock_on_a_file_that_its_owner_removed_keeps_the_next_writer_out(
+    existed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if existed:
+        (tmp_path / "run").mkdir()
+    first = Folder(tmp_path / "run")
+    between_open_and_lock(monkeypatch, first.close)
+    second = Folder(tmp_path / "run")
+    with pytest.raises(InputError, match="in use by another process"):
+        Folder(tmp_path / "run")
+    second.close()
+    assert (tmp_path / "run").exists() == existed
+
+
+def test_of_three_writers_one_that_closes_leaves_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Folder(tmp_path)
+    others: list[Folder] = []
+
+    def happens() -> None:
+        first.close()
+        others.append(Folder(tmp_path))
+
+    between_open_and_lock(monkeypatch, happens)
+    with pytest.raises(InputError, match="in use by another process"):
+        Folder(tmp_path)
+    others[0].close()
+    Folder(tmp_path).close()
+
+
+def test_a_run_that_ended_while_the_lock_was_taken_is_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Folder(tmp_path)
+
+    def ends() -> None:
+        (tmp_path / "records.jsonl").write_text("mine")
+        first.close()
+
+    between_open_and_lock(monkeypatch, ends)
+    with pytest.raises(InputError, match="holds a run already"):
+        Folder(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"records.jsonl"}
+
+
+def test_fresh_makes_its_folder_and_gives_way_to_a_faster_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, runs = datetime(2026, 11, 20, 17, 44), tmp_path / "runs"
+
+    def overtaken(path: Path) -> bool:
+        monkeypatch.setattr(folders, "make", make)
+        runs.mkdir()
+        path.mkdir()
+        return make(path)
+
+    monkeypatch.setattr(folders, "make", overtaken)
+    assert folders.fresh("digits", now, runs, create=True) == runs / "digits-1120-1744-2"
+    assert folders.fresh("digits", now, runs) == runs / "digits-1120-1744-3"
+    assert {path.name for path in runs.iterdir()} == {"digits-1120-1744", "digits-1120-1744-2"}
+
+
+def test_a_fresh_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("mine")
+    (tmp_path / "dangling").symlink_to(tmp_path / "none")
+    for runs in ("runs", "dangling"):
+        with pytest.raises(InputError, match="cannot be written"):
+            folders.fresh("digits", runs=tmp_path / runs, create=True)
 
 
 def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 import squall
 from squall.errors import DivergedError, InputError, RunError
 from squall.run import Step
+from squall.run.guards import check_loss
 from tests.unit.runs import CLASSES, make_data, make_model, start, summed, train
 
 
@@ -178,6 +179,11 @@ MEANS = {
     "mean and something else": lambda m, x, y: F.cross_entropy(m(x), y) + 0.001 * m.weight.square().sum(),
     "scaled by a constant": lambda m, x, y: F.cross_entropy(m(x), y) * 2.0,
     "mean of doubles": lambda m, x, y: F.cross_entropy(m(x).double(), y).float(),
+    "mean of a mean": lambda m, x, y: F.cross_entropy(m(x), y).mean(),
+    "mean over samples and values": lambda m, x, y: m(x).square().mean((0, 1)),
+    "smooth l1": lambda m, x, y: F.smooth_l1_loss(m(x), F.one_hot(y, CLASSES).float()),
+    "mean and a mean of weights": lambda m, x, y: F.cross_entropy(m(x), y) + 0.01 * m.weight.abs().mean(),
+    "divided sum and a mean of weights": lambda m, x, y: summed(m, x, y) / len(y) + 0.01 * m.weight.abs().mean(),
 }
 
 
@@ -199,6 +205,11 @@ SUMS = {
     "a small factor": lambda m, x, y: summed(m, x, y) * 0.01,
     "two sums": lambda m, x, y: summed(m, x, y) + 0.5 * m(x).square().sum(),
     "a norm": lambda m, x, y: m(x).norm(),
+    "a sum and a mean of weights": lambda m, x, y: summed(m, x, y) + 0.01 * m.weight.abs().mean(),
+    "a sum and mean squares of weights": lambda m, x, y: (
+        summed(m, x, y) + F.mse_loss(m.weight, torch.zeros(CLASSES, 5))
+    ),
+    "a sum and a mean over classes": lambda m, x, y: summed(m, x, y) + F.cross_entropy(m.weight, torch.arange(CLASSES)),
 }
 
 
@@ -223,6 +234,18 @@ def test_a_mean_over_tokens_is_found_against_the_given_count(steps: Iterator[Ste
     inputs, _ = next(batches)
     with pytest.raises(RunError, match="a sum divided by 12"):
         step.backward(model(inputs).square().sum() / 12, count=12)
+
+
+@pytest.mark.parametrize("shape", [(12,), (4, 3)])
+def test_a_mean_over_the_tokens_that_are_not_ignored_is_found(
+    shape: tuple[int, ...], steps: Iterator[Step], model: nn.Module
+) -> None:
+    """Its divisor is neither the number of samples nor the number of tokens."""
+    inputs, _ = next(iter(next(steps)))
+    targets = torch.tensor([0, 1, 2, -100] * 3).reshape(shape)
+    scores = model(inputs).repeat(3, 1) if len(shape) == 1 else model(inputs).unsqueeze(2).expand(-1, -1, 3)
+    with pytest.raises(RunError, match="with a mean reduction over 9 samples"):
+        check_loss(F.cross_entropy(scores, targets), 9)
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,36 @@ class Counted(nn.Module):
         return self.layer(inputs)
 
 
+class Adding(nn.Module):
+    """Adds to a buffer, in place or by putting a new tensor there."""
+
+    def __init__(self, total: torch.Tensor, by: float, replaces: bool) -> None:
+        super().__init__()
+        self.register_buffer("total", total)
+        self.by, self.replaces = by, replaces
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        by = torch.tensor(self.by).to(self.total.dtype)
+        if self.replaces:
+            self.total = self.total + by
+        else:
+            self.total += by
+        return inputs
+
+
+class Sharing(nn.Module):
+    """Two modules hold one buffer: what one adds, the other sees."""
+
+    def __init__(self, dtype: torch.dtype, replaces: bool) -> None:
+        super().__init__()
+        total = torch.ones(2, dtype=dtype)
+        self.first, self.second = Adding(total, 2, False), Adding(total, 3, replaces)
+        self.layer = nn.Linear(5, CLASSES)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.layer(self.second(self.first(inputs)))
+
+
 def test_tied_parameters_get_both_gradients_and_one_update() -> None:
     def make() -> nn.Module:
         torch.manual_seed(2)
@@ -215,6 +245,18 @@ def test_buffers_are_counted_once_a_step_and_averaged_over_the_workers(replaced:
     assert int(model.calls) == 2
     assert model.wide.dtype == torch.float64
     assert model.calls.dtype == torch.int64
+
+
+@pytest.mark.parametrize("replaces", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64, torch.int32])
+def test_a_buffer_of_two_modules_stays_one(dtype: torch.dtype, replaces: bool) -> None:
+    """Each module its own copy would end at 5 and at 7 instead of 11."""
+    model = Sharing(dtype, replaces)
+    assert train(model, data=make_data(16)).values["steps"] == 2
+    first, second = model.first.total, model.second.total
+    assert first is second
+    assert first.tolist() == [11, 11]
+    assert first.dtype == dtype
 
 
 def test_constant_buffers_keep_every_bit() -> None:

@@ -60,26 +60,32 @@ def train(
     passes = sizes.num_passes(recipe, num_train)
     if place is not None and not dry_run:
         processes.check_passes(place.size, recipe, passes)
-        return _work(wish, out or fresh(recipe.name))
+        with _taken(out, recipe.name, creates=place.rank == 0) as folder:
+            return _work(wish, folder)
     with processes.threads_before_torch(recipe.compute.threads):
         size = place.size if place else processes.number(processes_, recipe, passes, wish.device)
-        folder = out or fresh(recipe.name)
-        check_free(folder)
-        if dry_run:
-            _tell(wish, size, folder)
-            return 0
-        if out is None:
-            folder.mkdir(parents=True)  # taken: two runs that start in one minute get two folders
-        try:
+        with _taken(out, recipe.name, creates=not dry_run) as folder:
+            check_free(folder)
+            if dry_run:
+                _tell(wish, size, folder)
+                return 0
             if size == 1:
                 return _work(wish, folder)
             wish.target.forget()
             return _launch(wish, overrides or [], size, folder)
-        finally:
-            if out is None:
-                with suppress(OSError):  # a run that never began leaves nothing
-                    folder.rmdir()
-                    folder.parent.rmdir()
+
+
+@contextmanager
+def _taken(out: Path | None, name: str, creates: bool) -> Iterator[Path]:
+    """The run's folder: the given one, or a fresh one that no run started in the same minute gets too."""
+    folder = out or fresh(name, create=creates)
+    try:
+        yield folder
+    finally:
+        if out is None and creates:
+            with suppress(OSError):  # a run that never began leaves nothing
+                folder.rmdir()
+                folder.parent.rmdir()
 
 
 @contextmanager

@@ -82,9 +82,9 @@ def read(
         InputError: as raised by the data set; or shared memory that cannot hold a batch.
         RunError: a loader process died.
     """
-    batch_of = _batch_of(data)
-    if batch_of is not None:
-        source = _whole(batch_of, draws, seed, device)
+    whole = batch_of(data)
+    if whole is not None:
+        source = _whole(whole, draws, seed, device)
     else:
         reader = _Reader(data, seed, collate, name)
         source = _ahead(reader, draws, num_workers) if num_workers else _inline(reader, draws)
@@ -101,14 +101,14 @@ def _finished(source: _Delivered, device: torch.device, finish: Finish | None) -
             yield draw, finish(moved, draw) if finish is not None and len(draw) else moved
 
 
-def _whole(batch_of: Callable[..., Any], draws: Iterable[Draw], seed: int, device: torch.device) -> _Delivered:
+def _whole(made_by: Callable[..., Any], draws: Iterable[Draw], seed: int, device: torch.device) -> _Delivered:
     """Makes the batches of several draws at once and cuts them apart: one gather of 256 images beats eight."""
     for group in _grouped(draws):
         if len(group) == 1:
-            yield group[0], batch_of(group[0], seed, device)
+            yield group[0], made_by(group[0], seed, device)
             continue
         joined = Draw(np.concatenate([draw.ids for draw in group]), np.concatenate([draw.epochs for draw in group]))
-        whole = batch_of(joined, seed, device)
+        whole = made_by(joined, seed, device)
         stop = 0
         for draw in group:
             start, stop = stop, stop + len(draw)
@@ -173,7 +173,7 @@ class _Reader:
         self.seed = seed
         self.collate = collate
         self.name = name
-        self.read_of = _read_of(data)
+        self.read_of = read_of(data)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -255,18 +255,28 @@ def _speaks(data: object, name: str, *arguments: str) -> Callable[..., Any] | No
     return method if found == arguments else None
 
 
-def _batch_of(data: object) -> Callable[..., Any] | None:
+def batch_of(data: object) -> Callable[..., Any] | None:
+    """The set's own `batch(draw, seed, device)`, also through torch's `Subset`; None where it has none."""
     if isinstance(data, Subset):
-        inner, indices = _batch_of(data.dataset), np.asarray(data.indices, dtype=np.int64)
+        inner, indices = batch_of(data.dataset), np.asarray(data.indices, dtype=np.int64)
         return inner and (lambda draw, seed, device: inner(Draw(indices[draw.ids], draw.epochs), seed, device))
     return _speaks(data, "batch", "draw", "seed", "device")
 
 
-def _read_of(data: object) -> Callable[..., Any] | None:
+def read_of(data: object) -> Callable[..., Any] | None:
+    """The set's own `read(index, epoch, seed)`, also through torch's `Subset`; None where it has none."""
     if isinstance(data, Subset):
-        inner, indices = _read_of(data.dataset), data.indices
+        inner, indices = read_of(data.dataset), data.indices
         return inner and (lambda index, epoch, seed: inner(int(indices[index]), epoch, seed))
     return _speaks(data, "read", "index", "epoch", "seed")
+
+
+def finish_of(data: object) -> Callable[..., Any] | None:
+    """The set's own `finish(batch, draw, seed)`, also through torch's `Subset`; None where it has none."""
+    if isinstance(data, Subset):
+        inner, indices = finish_of(data.dataset), np.asarray(data.indices, dtype=np.int64)
+        return inner and (lambda batch, draw, seed: inner(batch, Draw(indices[draw.ids], draw.epochs), seed))
+    return _speaks(data, "finish", "batch", "draw", "seed")
 
 
 def _check_shared_memory(samples: list[Any]) -> None:

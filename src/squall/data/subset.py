@@ -1,4 +1,8 @@
-"""A part of a set under its own numbering; samples keep the random streams of their numbers in the whole set."""
+"""A part of a set under its own numbering; samples keep the random streams of their numbers in the whole set.
+
+A part speaks the forms of `squall.data.batches` that its set speaks, and no other: the `batch` of a Hugging Face set
+means another thing, and its part is a plain one.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from squall.data.batches import batch_of, finish_of, read_of
 from squall.data.order import Draw
 from squall.rng import Stream, mix, mix_array
 
@@ -35,7 +40,9 @@ class BatchSubset(Subset):
 
     def batch(self, draw: Draw, seed: int, device: torch.device) -> Any:
         """The samples of a draw, as the whole set makes them."""
-        return self.data.batch(Draw(self.ids[draw.ids], draw.epochs), seed, device)
+        whole = batch_of(self.data)
+        assert whole is not None
+        return whole(Draw(self.ids[draw.ids], draw.epochs), seed, device)
 
 
 class ReadSubset(Subset):
@@ -43,17 +50,28 @@ class ReadSubset(Subset):
 
     def read(self, index: int, epoch: int, seed: int) -> Any:
         """One sample, as the whole set reads it."""
-        return self.data.read(int(self.ids[index]), epoch, seed)
+        whole = read_of(self.data)
+        assert whole is not None
+        return whole(int(self.ids[index]), epoch, seed)
+
+
+class FinishedSubset(ReadSubset):
+    """Some samples of a set that reads them one by one and completes their batch on its device."""
 
     def finish(self, batch: Any, draw: Draw, seed: int) -> Any:
         """What the whole set does to a batch on its device."""
-        return self.data.finish(batch, Draw(self.ids[draw.ids], draw.epochs), seed)
+        whole = finish_of(self.data)
+        assert whole is not None
+        return whole(batch, Draw(self.ids[draw.ids], draw.epochs), seed)
 
 
 def subset(data: Any, ids: npt.NDArray[np.int64]) -> Subset:
     """The part of `data` with these ids."""
-    kind = BatchSubset if hasattr(data, "batch") else ReadSubset if hasattr(data, "read") else Subset
-    return kind(data, ids)
+    if batch_of(data) is not None:
+        return BatchSubset(data, ids)
+    if read_of(data) is not None:
+        return (ReadSubset if finish_of(data) is None else FinishedSubset)(data, ids)
+    return Subset(data, ids)
 
 
 def hold_out(num_samples: int, num_held: int, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -23,6 +23,7 @@ class Job:
 
     Attributes:
         step: (model, batch) -> (loss as sum and count, metrics).
+        measure: the step of evaluation, where that is another one (`loss_over="worker"`).
         train, val, test: data sets; the last two may be None.
         collate, num_workers: how batches are read.
         clip_grad_norm: most that the gradient's norm may be, after the reduction; None: no clipping.
@@ -34,16 +35,18 @@ class Job:
     test: Any = None
     collate: Callable[[list[Any]], Any] | None = None
     num_workers: int = 0
+    measure: Callable[[nn.Module, Any], tuple[Loss, Metrics]] | None = None
     clip_grad_norm: float | None = None
 
 
 def minibatch(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, job: Job) -> None:
     """Trains over all epochs of the run; evaluates at the end of each."""
 
-    def measure(data: Any) -> dict[str, float]:
+    def measure(data: Any, name: str) -> dict[str, float]:
         if data is None:
             return {}
-        return run.averages(model, data, job.step, collate=job.collate, num_workers=job.num_workers)
+        step = job.measure or job.step
+        return run.averages(model, data, step, collate=job.collate, num_workers=job.num_workers, name=name)
 
     for step in run.steps(job.train, collate=job.collate, num_workers=job.num_workers):
         for batch in step:
@@ -54,4 +57,4 @@ def minibatch(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, job:
         optimizer.step()
         optimizer.zero_grad()
         if step.ends_epoch:
-            run.log(val=measure(job.val), test=measure(job.test))
+            run.log(val=measure(job.val, "val"), test=measure(job.test, "test"))

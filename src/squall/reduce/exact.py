@@ -26,7 +26,7 @@ import torch
 
 from squall.reduce import tree
 from squall.reduce.lane import Bucket, Reduction
-from squall.reduce.wire import Group, Message, Pending, exchange
+from squall.reduce.wire import Group, Message, Pending, exchange, is_ordered
 
 
 @dataclass
@@ -58,6 +58,7 @@ class TreeReduction(Reduction):
         tag: int = 0,
     ) -> None:
         self._group, self._rank, self._size = group, rank, num_processes
+        self._ordered = is_ordered(group)
         self._buckets = list(buckets)
         self._parts = [bucket.parts(num_processes) for bucket in self._buckets]
         self._tag = tag
@@ -141,9 +142,7 @@ class TreeReduction(Reduction):
                 for _ in nodes:
                     frontier.append(self._stage(bucket, len(receives), stop - start))
                     receives.append((rank, frontier[-1]))
-        sent, sums = exchange(
-            self._group_or_fail(), sends, receives, self._tag + 2 * bucket, "to exchange partial sums"
-        )
+        sent, sums = self._exchange(sends, receives, self._tag + 2 * bucket, "to exchange partial sums")
         self._sent.append(sent)
         return _Travelling(bucket, sums, frontier)
 
@@ -165,7 +164,7 @@ class TreeReduction(Reduction):
                 mine.copy_(travelling.frontier[0])
         receives = [(peer, self.vectors[0][parts[peer][0] : parts[peer][1]]) for peer in self._peers(bucket)]
         sends = [(peer, mine) for peer in range(self._size) if peer != self._rank and stop > start]
-        sent, results = exchange(self._group_or_fail(), sends, receives, self._tag + 2 * bucket + 1, "to finish a sum")
+        sent, results = self._exchange(sends, receives, self._tag + 2 * bucket + 1, "to finish a sum")
         self._sent.append(sent)
         self._results.append(results)
 
@@ -179,6 +178,8 @@ class TreeReduction(Reduction):
             self._staging[key] = self.vectors[0].new_empty(length)
         return self._staging[key]
 
-    def _group_or_fail(self) -> Group:
+    def _exchange(
+        self, sends: list[Message], receives: list[Message], tag: int, purpose: str
+    ) -> tuple[Pending, Pending]:
         assert self._group is not None
-        return self._group
+        return exchange(self._group, sends, receives, tag, purpose, ordered=self._ordered)

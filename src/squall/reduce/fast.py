@@ -59,8 +59,6 @@ class FastReduction(Reduction):
             try:
                 work.wait()
             except RuntimeError as error:
-                raise PeerLostError(
-                    (self._rank + 1) % self._size, "to all-reduce a bucket", "for", str(error)
-                ) from error
+                raise PeerLostError(None, "to all-reduce a bucket", "for", str(error)) from error
         self._works.clear()
         return self.vectors[0]

@@ -30,10 +30,13 @@ class Group(Protocol):
 
 @dataclass(frozen=True)
 class Pending:
-    """Messages under way: what they are for, and a (peer, work, direction) for each."""
+    """Messages under way: what they are for, and a (peer, work, direction) for each.
+
+    The peer is None where one work stands for messages with several.
+    """
 
     purpose: str
-    works: tuple[tuple[int, Any, str], ...]
+    works: tuple[tuple[int | None, Any, str], ...]
     keep: tuple[torch.Tensor, ...]
 
     def wait(self) -> None:
@@ -46,28 +49,37 @@ class Pending:
 
 
 class PeerLostError(RunError):
-    """Another rank went away or did not answer in time."""
+    """Another rank went away or did not answer in time; `peer` is None where nobody can tell which."""
 
-    def __init__(self, peer: int, purpose: str, direction: str, detail: str) -> None:
+    def __init__(self, peer: int | None, purpose: str, direction: str, detail: str) -> None:
         self.peer, self.purpose, self.direction, self.detail = peer, purpose, direction, detail
+        who = "another rank" if peer is None else f"rank {peer}"
         super().__init__(
-            f"rank {peer} was lost while this rank waited {direction} it {purpose}",
+            f"{who} was lost while this rank waited {direction} it {purpose}",
             [("detail", detail.splitlines()[0] if detail else "no detail")],
         )
 
-    def __reduce__(self) -> tuple[type[PeerLostError], tuple[int, str, str, str]]:  # type: ignore[override]
+    def __reduce__(self) -> tuple[type[PeerLostError], tuple[int | None, str, str, str]]:  # type: ignore[override]
         return type(self), (self.peer, self.purpose, self.direction, self.detail)
 
 
+def is_ordered(group: Any) -> bool:
+    """Whether the group matches messages by their order (NCCL) instead of by tag."""
+    return bool(getattr(group, "name", lambda: "")() == "nccl")
+
+
 def exchange(
-    group: Group, sends: Sequence[Message], receives: Sequence[Message], tag: int, purpose: str
+    group: Group, sends: Sequence[Message], receives: Sequence[Message], tag: int, purpose: str, *, ordered: bool
 ) -> tuple[Pending, Pending]:
     """Starts sends and receives under one tag; messages between two ranks keep their order.
+
+    Arguments:
+        ordered: what `is_ordered` says of the group; then the tag is of no use.
 
     Returns:
         What is pending of the sends, and of the receives.
     """
-    if (sends and sends[0][1].is_cuda) or (receives and receives[0][1].is_cuda):
+    if ordered:
         return _grouped(group, sends, receives, purpose)
     got = tuple((peer, group.recv([tensor], peer, tag), "for") for peer, tensor in receives)
     sent = tuple((peer, group.send([tensor], peer, tag), "on") for peer, tensor in sends)
@@ -80,14 +92,16 @@ def exchange(
 def _grouped(
     group: Any, sends: Sequence[Message], receives: Sequence[Message], purpose: str
 ) -> tuple[Pending, Pending]:
-    device = (sends or receives)[0][1].device
-    group._start_coalescing(device)
+    peers = {peer for peer, _ in (*sends, *receives)}
+    if not peers:
+        return Pending(purpose, (), ()), Pending(purpose, (), ())
+    group._start_coalescing()  # of a Backend, which `World.group` is: a ProcessGroup's would take the device
     for peer, tensor in receives:
         group.recv([tensor], peer, 0)
     for peer, tensor in sends:
         group.send([tensor], peer, 0)
-    work = group._end_coalescing(device)
-    peer = (receives or sends)[0][0]
+    work = group._end_coalescing()
+    only = peers.pop() if len(peers) == 1 else None
     return Pending(purpose, (), tuple(t for _, t in sends)), Pending(
-        purpose, ((peer, work, "for"),), tuple(t for _, t in receives)
+        purpose, ((only, work, "for"),), tuple(t for _, t in receives)
     )

@@ -21,7 +21,7 @@ from torch import nn
 from squall.errors import RunError
 from squall.model.flat import place
 
-_Owner = tuple[str, nn.Module, str]
+_Slot = tuple[nn.Module, str]
 
 
 class _Rebased:
@@ -29,49 +29,65 @@ class _Rebased:
 
     Buffers that a module replaces by a new tensor are copied in. Ones of another dtype than the vector's stay where
     they are, and the vector holds their change since the step's start: float64 in a float32 vector keeps its bits.
+    Modules that share a buffer go on sharing it, also when one of them replaces it.
+
+    Arguments:
+        owners: of every buffer by its first name, all the modules that hold it and their names for it.
     """
 
-    def __init__(self, owners: list[_Owner], dtype: torch.dtype, device: torch.device) -> None:
-        self.names = [key for key, _, _ in owners]
-        self._owners = [(module, name, _of(module, name).dtype == dtype) for _, module, name in owners]
-        self.places = place((key, _of(module, name)) for key, module, name in owners)
+    def __init__(self, owners: dict[str, list[_Slot]], dtype: torch.dtype, device: torch.device) -> None:
+        self._slots = list(owners.values())
+        self._held = [_of(*slots[0]) for slots in self._slots]
+        self._same = [buffer.dtype == dtype for buffer in self._held]
+        self.places = place(zip(owners, self._held, strict=True))
         self.size = self.places[-1].end if self.places else 0
         self.now = torch.zeros(self.size, dtype=dtype, device=device)
         self.before = torch.zeros_like(self.now)
         self._views = [p.view(self.now) for p in self.places]
         self._kept: dict[int, torch.Tensor] = {}
-        for view, (module, name, same) in zip(self._views, self._owners, strict=True):
+        for index, same in enumerate(self._same):
             if same:
-                view.copy_(_of(module, name))
-                module._buffers[name] = view
+                self._held[index] = self._views[index].copy_(self._held[index])
+                self._hand_out(index)
 
     def open(self) -> None:
         """Notes the values that the step starts from."""
-        for index, (module, name, same) in enumerate(self._owners):
+        self._take_in()
+        for index, same in enumerate(self._same):
             if not same:
-                self._kept[index] = _of(module, name).clone()
+                self._kept[index] = self._held[index].clone()
         self.pull()
         self.before.copy_(self.now)
 
     def pull(self) -> None:
         """Takes in values that do not live in the vector."""
-        for index, (view, (module, name, same)) in enumerate(zip(self._views, self._owners, strict=True)):
-            buffer = _of(module, name)
-            if not same:
+        self._take_in()
+        for index, (view, buffer) in enumerate(zip(self._views, self._held, strict=True)):
+            if not self._same[index]:
                 kept = self._kept[index]
                 wide = torch.promote_types(view.dtype, buffer.dtype)
                 view.copy_((buffer.to(wide) - kept.to(wide)).masked_fill_(buffer.eq(kept), 0))
-            elif buffer is not view:
-                view.copy_(buffer)
-                module._buffers[name] = view
 
     def push(self) -> None:
         """Hands the vector's values to buffers that do not live in it."""
-        for index, (view, (module, name, same)) in enumerate(zip(self._views, self._owners, strict=True)):
-            if not same:
+        for index, (view, buffer) in enumerate(zip(self._views, self._held, strict=True)):
+            if not self._same[index]:
                 kept = self._kept[index]
                 moved = kept.to(torch.promote_types(view.dtype, kept.dtype)) + view
-                _of(module, name).copy_(torch.where(view == 0, kept, moved.to(kept.dtype)))
+                buffer.copy_(torch.where(view == 0, kept, moved.to(kept.dtype)))
+
+    def _take_in(self) -> None:
+        """Looks for tensors that a module has put in the place of its buffer."""
+        for index, slots in enumerate(self._slots):
+            held = self._held[index]
+            new = [buffer for buffer in (_of(*slot) for slot in slots) if buffer is not held]
+            if new:
+                self._held[index] = held.copy_(new[-1]) if self._same[index] else new[-1]
+                self._hand_out(index)
+
+    def _hand_out(self, index: int) -> None:
+        for module, name in self._slots[index]:
+            module._buffers[name] = self._held[index]
 
 
 class Buffers:
@@ -162,13 +178,13 @@ class Buffers:
         )
 
 
-def _owners(model: nn.Module, kind: Callable[[torch.Tensor], bool]) -> list[_Owner]:
-    found: dict[int, _Owner] = {}
+def _owners(model: nn.Module, kind: Callable[[torch.Tensor], bool]) -> dict[str, list[_Slot]]:
+    found: dict[int, tuple[str, list[_Slot]]] = {}
     for prefix, module in model.named_modules():
         for name, buffer in module._buffers.items():
             if buffer is not None and buffer.numel() and kind(buffer):
-                found.setdefault(id(buffer), (f"{prefix}.{name}".lstrip("."), module, name))
-    return list(found.values())
+                found.setdefault(id(buffer), (f"{prefix}.{name}".lstrip("."), []))[1].append((module, name))
+    return dict(found.values())
 
 
 def _of(module: nn.Module, name: str) -> torch.Tensor:

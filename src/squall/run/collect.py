@@ -85,7 +85,7 @@ def join_blocks(world: World, block: torch.Tensor | None) -> torch.Tensor:
     """Concatenates the ranks' blocks in rank order, on every rank, on the CPU.
 
     Arguments:
-        block: this rank's rows, (n, ...), as many as it has; None where it knows of none. At least one rank has a block.
+        block: this rank's rows, (n, ...), any n; None where it has none. At least one rank has a block.
     """
     if world.group is None:
         assert block is not None
@@ -102,7 +102,8 @@ def join_blocks(world: World, block: torch.Tensor | None) -> torch.Tensor:
             assert block is not None
             if tuple(block.shape[1:]) != tuple(shape[1:]) or block.dtype != dtype:
                 raise RunError(
-                    f"rank {rank} gathers values of another shape than rank {source}: {tuple(block.shape)}, {block.dtype}"
+                    f"rank {rank} gathers values of another shape than rank {source}: "
+                    f"{tuple(block.shape)}, {block.dtype}"
                 )
             piece = block.detach().contiguous().to(world.device)
         else:

@@ -12,9 +12,9 @@ models that draw random numbers in evaluation too.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
-from typing import Any, cast
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from squall.run.stepper import finisher
 
 
 class PerSample:
-    """One value (or row of values) per sample of a set, in data set order (samples that the set left out are missing)."""
+    """One value (or row) per sample of a set, in data set order; samples that the set left out are missing."""
 
     def __init__(self, values: torch.Tensor) -> None:
         self.values = values
@@ -71,7 +71,7 @@ def per_sample(
     """
     _check_not_empty(data, name)
     blocks: list[torch.Tensor] = []
-    with evaluating(model):
+    with evaluating(model), _generators_kept(world.device):
         for draw, batch in _batches(spec, world, data, name, **reading):
             inputs, targets = batch
             values = measure(model(inputs), targets)
@@ -112,7 +112,7 @@ def averages(
     gathered: dict[str, list[tuple[torch.Tensor, ...]]] = {}
     functions: dict[str, Callable[..., Any]] = {}
     names: list[str] = []
-    with evaluating(model):
+    with evaluating(model), _generators_kept(world.device):
         for _, batch in _batches(spec, world, data, name, **reading):
             loss, metrics = step(model, batch)
             means = {key: metric for key, metric in metrics.items() if isinstance(metric, Mean)}
@@ -207,11 +207,10 @@ def _batches(
         finish=finisher(data, spec),
         name=name,
     )
-    with closing(cast(Generator[tuple[Draw, Any]], reader)), _generators_kept(world.device):
-        for index, (draw, batch) in enumerate(reader, first):
-            if len(draw):
-                seed_pass(world.device, seed, 0, 0, index)
-                yield draw, batch
+    for index, (draw, batch) in enumerate(reader, first):
+        if len(draw):
+            seed_pass(world.device, seed, 0, 0, index)
+            yield draw, batch
 
 
 def _dealt(total: int, size: int, num_processes: int, rank: int) -> tuple[int, int]:

@@ -24,6 +24,7 @@ RECIPE = "recipe.toml"
 RECORDS = "records.jsonl"
 RESULT = "result.json"
 _LOCK = ".lock"
+_TRIES = 100
 
 
 class Folder:
@@ -36,20 +37,12 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
         check_free(path)
-        self._made = not path.exists()
+        self._lock, self._made = _locked(path)
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(path / _LOCK, os.O_CREAT | os.O_RDWR, 0o644)
-        except OSError as error:
-            raise _unwritable(path, error) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(self._lock)
-            raise InputError(
-                f"the run folder {path} is in use by another process",
-                [("rule", "one run, one writer"), ("to do", "wait for it, or choose another folder with --out DIR")],
-            ) from error
+            check_free(path)  # a run may have ended here in between
+        except InputError:
+            self.close()
+            raise
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         """Writes a JSON file whole or not at all."""
@@ -58,7 +51,10 @@ class Folder:
         temporary.replace(self.path / name)
 
     def close(self) -> None:
-        """Gives the folder free; one that was made and holds nothing is taken away again."""
+        """Gives the folder free; one that was made and holds nothing is taken away again.
+
+        The lock's file goes while the lock is held: whoever opened it before finds out in `_locked`.
+        """
         if self._lock >= 0:
             (self.path / _LOCK).unlink(missing_ok=True)
             os.close(self._lock)
@@ -89,6 +85,60 @@ def check_free(path: Path) -> None:
         existing = existing.parent
     if not os.access(existing, os.W_OK | os.X_OK):
         raise _unwritable(path, PermissionError(f"no permission to write in {existing}"))
+
+
+def make(path: Path) -> bool:
+    """Makes a folder for this process alone; False where another process was faster (look, and try again).
+
+    Raises:
+        InputError: not writable.
+    """
+    check_free(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    try:
+        path.mkdir()
+    except (FileExistsError, FileNotFoundError):  # made by another, or its empty parent was just taken away
+        return False
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    return True
+
+
+def _locked(path: Path) -> tuple[int, bool]:
+    """The descriptor of the folder's lock, held, and whether the folder had to be made.
+
+    A writer that ends removes the file, and the folder if nothing is in it: a lock on a file that is no longer the
+    one at its path keeps nobody out, so that it is taken again on the present one::
+
+        A: holds .lock    unlinks it    closes
+        B:      opens A's file                locks it    not the file at the path: again
+    """
+    made = False
+    for _ in range(_TRIES):
+        made = made or not path.exists()
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock = os.open(path / _LOCK, os.O_CREAT | os.O_RDWR, 0o644)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(lock)
+            raise InputError(
+                f"the run folder {path} is in use by another process",
+                [("rule", "one run, one writer"), ("to do", "wait for it, or choose another folder with --out DIR")],
+            ) from error
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock), (path / _LOCK).stat()):
+                return lock, made
+        os.close(lock)
+    raise _unwritable(path, FileNotFoundError("its lock is removed again and again"))
 
 
 def _unwritable(path: Path, error: OSError) -> InputError:

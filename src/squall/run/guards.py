@@ -3,7 +3,7 @@
 The commonest silent fault of distributed training is a mean where a sum is wanted (peers' threads on it fill pages:
 pytorch#4406, apex#696, fairseq#494). A loss carries the proof of how it was made: its autograd graph. From the loss
 down, as long as nodes only scale or add scalars, the walk keeps the factor; it ends at the reduction, which was a
-mean or a sum.
+mean or a sum. A mean of something else than the samples (a penalty on the weights) is none of the batch's.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def check_loss(loss: Any, num_samples: int, where: str = "step.backward(loss)") 
                 ("to do", "look for torch.no_grad(), .item() or .detach() on the way"),
             ],
         )
-    found = _accusation(list(_reductions(loss.grad_fn, 1.0)), num_samples) if num_samples > 1 else ""
+    found = _accusation(list(_reductions(loss.grad_fn, 1.0, num_samples)), num_samples) if num_samples > 1 else ""
     if found:
         raise RunError(
             f"{where} got a mean over the batch; it takes the sum",
@@ -77,14 +77,16 @@ def _accusation(reductions: list[tuple[str, bool, float]], num_samples: int) -> 
     return ""
 
 
-def _reductions(node: Any, factor: float, depth: int = 32) -> Iterator[tuple[str, bool, float]]:
-    """The reductions that a scalar is made of: (name, whether it is a mean, factor)."""
+def _reductions(node: Any, factor: float, num_samples: int, depth: int = 32) -> Iterator[tuple[str, bool, float]]:
+    """The reductions over samples that a scalar is made of: (name, whether it is a mean, factor)."""
     while node is not None and depth:
         depth -= 1
         name = str(node.name())
         is_mean = getattr(node, "_saved_reduction", None) == 1 or name.startswith("MeanBackward")
-        if is_mean or not name.startswith(_SCALAR):
-            yield name, is_mean, factor
+        is_single = getattr(node, "_saved_self_sym_numel", None) == 1  # loss.mean() of one number reduces nothing
+        if not (is_mean and is_single) and (is_mean or not name.startswith(_SCALAR)):
+            if not is_mean or num_samples in _lengths(node):
+                yield name, is_mean, factor
             return
         if name.startswith(("Mul", "Div")):
             other = _scalar(getattr(node, "_saved_other", None))
@@ -93,8 +95,16 @@ def _reductions(node: Any, factor: float, depth: int = 32) -> Iterator[tuple[str
             factor = factor * other if name.startswith("Mul") else factor / other
         children = [child for child, _ in node.next_functions if child is not None]
         for child in children[1:]:
-            yield from _reductions(child, factor, depth)
+            yield from _reductions(child, factor, num_samples, depth)
         node = children[0] if children else None
+
+
+def _lengths(node: Any) -> set[int]:
+    """First dimensions of what a node takes the mean of; of `nll_loss` also its divisor, the targets not ignored."""
+    shapes: list[tuple[int, ...]] = [getattr(node, "_saved_self_sym_sizes", ())]
+    shapes += [getattr(getattr(node, name, None), "shape", ()) for name in ("_saved_self", "_saved_target")]
+    divisor = _scalar(getattr(node, "_saved_total_weight", None))
+    return {int(shape[0]) for shape in shapes if len(shape)} | ({round(divisor)} if divisor else set())
 
 
 def _scalar(value: Any) -> float | None:

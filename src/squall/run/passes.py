@@ -132,16 +132,27 @@ class Passes:
             self._reduction.end_pass()
         self._add_tail(leaf, loss, count, num_samples, metrics)
 
-    def finish(self) -> StepSums:
-        """Waits for the sums of all processes; sets `.grad` to the mean's gradient and the buffers to their mean."""
+    def finish(self, scale: float = 1.0) -> StepSums:
+        """Waits for the sums of all processes; sets `.grad` to the mean's gradient and the buffers to their mean.
+
+        The messages' order is the same on every rank, with passes or without, as NCCL matches by order::
+
+            ready(0) ... ready(last) | tail: ready | finish | tail: finish
+
+        Arguments:
+            scale: the factor that was on the losses of all passes (float16); taken out in the same division.
+        """
+        if self._tail is None:
+            raise RunError("this process computed no pass in the run's first step")
         if not self._leaves:
             for bucket in range(len(self._cuts)):
                 self._reduction.ready(bucket)
+            self._tail.ready(0)
         vector = self._reduction.finish()
-        tail = self._finish_tail()
+        tail = self._tail.finish()[: self._tail_size]
         flags_end = FIXED + len(self.parameters)
         metrics_at = flags_end + self.buffers.num_integers
-        vector[: self._places[-1].end].div_(tail[1].to(vector.dtype))
+        vector[: self._places[-1].end].div_((tail[1] * scale).to(vector.dtype))
         if not self._views:
             self._views.append([p.view(self._reduction.vectors[0]) for p in self._places])
         # a parameter that got a gradient here got one; only for the others the other ranks' flags must be read
@@ -162,10 +173,6 @@ class Passes:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-
-    def scale(self, factor: float) -> None:
-        """Multiplies all gradients (loss scaling)."""
-        self._reduction.vectors[0][: self._places[-1].end].mul_(factor)
 
     def is_finite(self) -> bool:
         """Whether every gradient is finite; waits for the device."""
@@ -253,8 +260,3 @@ class Passes:
             self._tail.ready(0)
         else:
             self._tail.end_pass()
-
-    def _finish_tail(self) -> torch.Tensor:
-        if self._tail is None:
-            raise RunError("this process computed no pass in the run's first step")
-        return self._tail.finish()[: self._tail_size]

@@ -44,28 +44,48 @@ def wrap_forward(model: nn.Module, precision: Precision, device: torch.device) -
     if dtype is None:
         return lambda: None
     own = model.__dict__.get("forward")
-    inner = model.forward
-
-    @functools.wraps(inner)
-    def forward(*arguments: Any, **named: Any) -> Any:
-        with torch.autocast(device.type, dtype):
-            return _to_float32(inner(*arguments, **named))
 
     def unwrap() -> None:
         del model.forward
         if own is not None:
             model.forward = own
 
-    model.forward = forward
+    model.forward = _Autocast(model, own, device.type, dtype)
     return unwrap
 
 
-class LossScale:
-    """The factor on the loss; 1 and inert unless the precision is fp16."""
+class _Autocast:
+    """Stands in for the `forward` of one model; a copy of the model holds a copy of it, which computes with the copy.
 
-    def __init__(self, precision: Precision) -> None:
+    `__wrapped__` is the forward underneath: a method bound to the model (deepcopy binds it to the copy), or what the
+    instance held before.
+    """
+
+    __wrapped__: Callable[..., Any]
+
+    def __init__(
+        self, module: nn.Module, given: Callable[..., Any] | None, device_type: str, dtype: torch.dtype
+    ) -> None:
+        inner = module.forward if given is None else given
+        functools.update_wrapper(self, inner, updated=())  # its name, text and signature
+        self.device_type, self.dtype = device_type, dtype
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        with torch.autocast(self.device_type, self.dtype):
+            return _to_float32(self.__wrapped__(*arguments, **named))
+
+
+class LossScale:
+    """The factor on the loss; 1 and inert unless the precision is fp16.
+
+    Arguments:
+        num_samples: of a pass. 65536 suits a mean; the loss is a sum over the pass, so that its gradients are that much
+            larger and the factor starts that much smaller (at a power of two, at least 1).
+    """
+
+    def __init__(self, precision: Precision, num_samples: int = 1) -> None:
         self.active = precision == "fp16"
-        self.factor = 65536.0 if self.active else 1.0
+        self.factor = max(65536.0 / 2 ** (num_samples - 1).bit_length(), 1.0) if self.active else 1.0
         self.overflows = 0
         self._good_steps = 0
 

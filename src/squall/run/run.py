@@ -194,19 +194,21 @@ class Run:
         *,
         collate: Callable[..., Any] | None = None,
         num_workers: int = 0,
+        name: str = "data",
     ) -> evaluate.PerSample:
         """Measures every sample once, on all processes together.
 
         Arguments:
             data: a set of (input, target) pairs.
             measure: (outputs, targets) of a batch -> one value per sample.
+            name: what errors call the set.
 
         Returns:
             The values of the whole set in its order; `.mean()` is the metric. With `ema`, of the averaged weights.
         """
         with self._averaged():
             return evaluate.per_sample(
-                self.spec, self.world, model, data, measure, collate=collate, num_workers=num_workers
+                self.spec, self.world, model, data, measure, collate=collate, num_workers=num_workers, name=name
             )
 
     def averages(
@@ -217,10 +219,13 @@ class Run:
         *,
         collate: Callable[..., Any] | None = None,
         num_workers: int = 0,
+        name: str = "data",
     ) -> dict[str, float]:
-        """Runs a task's step over a set: the mean loss and every metric by name."""
+        """Runs a task's step over a set: the mean loss and every metric by name; errors call the set `name`."""
         with self._averaged():
-            return evaluate.averages(self.spec, self.world, model, data, step, collate=collate, num_workers=num_workers)
+            return evaluate.averages(
+                self.spec, self.world, model, data, step, collate=collate, num_workers=num_workers, name=name
+            )
 
     def log(
         self, *, val: Mapping[str, float] | None = None, test: Mapping[str, float] | None = None, **values: float

@@ -59,7 +59,7 @@ class Stepper:
         self.spec, self.world, self.model = spec, world, model
         self.passes = Passes(model, world, exact=spec.reduction == "exact")
         self.parameters = self.passes.parameters
-        self.scale = LossScale(spec.precision)
+        self.scale = LossScale(spec.precision, spec.worker_batch_size * spec.fuse)
         self.clock = Clock()
         self.first_step = 0
         self.num_passes = 0
@@ -136,11 +136,10 @@ class Stepper:
     def close_step(self, plan: StepPlan) -> StepSums:
         """Waits for the sums of all processes."""
         started = time.perf_counter()
-        sums = self.passes.finish()
+        sums = self.passes.finish(scale=self.scale.factor)
         self.clock.wait += time.perf_counter() - started
         self.clock.samples += plan.num_samples
         if self.scale.active:
-            self.passes.scale(1 / self.scale.factor)
             finite = self.passes.is_finite()
             self.scale.note(finite)
             if not finite:

@@ -109,7 +109,7 @@ class Step:
                 f"step.backward was called {found}",
                 [("rule", "once for each batch of a step; several losses are added up first")],
             )
-        num_samples = sum(self._plan.pass_workers(self._open))
+        num_samples = self._stepper.read_samples
         spec = self._stepper.spec
         if spec.loss_over == "sample" and self.index == self._stepper.first_step:
             check_loss(loss, num_samples if count is None else int(count))

@@ -20,7 +20,8 @@ from squall.data.images import ImageSet
 from squall.data.photos import Photos
 from squall.data.shared import once_per_machine
 from squall.data.subset import hold_out, some_of, subset
-from squall.errors import InputError
+from squall.data.usercode import user_code_error
+from squall.errors import InputError, SquallError
 from squall.metrics import Loss, mean
 from squall.model import weights
 from squall.recipe import DataSpec, LossSpec, ModelSpec, Recipe
@@ -42,7 +43,7 @@ def compose(recipe: Recipe, world: World, data_root: Path) -> Task:
             f"the recipe {recipe.name} has no {missing}", [("to do", f"add a [{missing}] table, or give a task")]
         )
     train, val, test = data_of(recipe.data, world, data_root, recipe.seed)
-    step, loss = loss_of(recipe.loss)
+    step, loss = loss_of(recipe.loss, recipe.loss_over)
     return Task(
         model=partial(model_of, recipe.model), train=train, val=val, test=test, step=step, loss=loss, name=recipe.name
     )
@@ -58,17 +59,19 @@ def model_of(spec: ModelSpec) -> nn.Module:
     return model
 
 
-def loss_of(spec: LossSpec) -> tuple[Callable[[nn.Module, Any], Any] | None, Callable[[Any, Any], torch.Tensor] | None]:
-    """The step, or the loss function to be probed, that a recipe's `loss` names."""
+def loss_of(
+    spec: LossSpec, loss_over: str = "sample"
+) -> tuple[Callable[[nn.Module, Any], Any] | None, Callable[[Any, Any], torch.Tensor] | None]:
+    """The step, or the loss function to be probed, that a recipe's `loss` names; over a worker it is a mean."""
     if spec.name == "cross_entropy":
-        return partial(_cross_entropy, spec.label_smoothing), None
+        return partial(_cross_entropy, spec.label_smoothing, "mean" if loss_over == "worker" else "sum"), None
     return None, attribute(spec.name, "loss.name")
 
 
-def _cross_entropy(label_smoothing: float, model: nn.Module, batch: Any) -> tuple[Loss, dict[str, Any]]:
+def _cross_entropy(label_smoothing: float, reduction: str, model: nn.Module, batch: Any) -> tuple[Loss, dict[str, Any]]:
     images, labels = batch
     logits = model(images)
-    total = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=label_smoothing)
+    total = F.cross_entropy(logits, labels, reduction=reduction, label_smoothing=label_smoothing)
     return Loss(total, len(labels)), {"accuracy": mean(logits.argmax(1) == labels)}
 
 
@@ -119,7 +122,17 @@ def _arrays(name: str, folder: Path | None, split: Any) -> Any:
 
 
 def _own_sets(name: str) -> tuple[Any, Any, Any]:
-    made = attribute(name, "data.name")()
+    function = attribute(name, "data.name")
+    if not callable(function):
+        raise InputError(
+            f"data.name={name} is a {type(function).__name__}", [("rule", "it names a function that returns the sets")]
+        )
+    try:
+        made = function()
+    except SquallError:
+        raise
+    except Exception as error:
+        raise user_code_error(error, f"data.name={name}") from error
     if isinstance(made, Mapping):
         made = (made.get("train"), made.get("val"), made.get("test"))
     if not isinstance(made, tuple) or not 1 <= len(made) <= 3 or made[0] is None:
@@ -141,13 +154,20 @@ def attribute(name: str, field: str) -> Any:
 
     Raises:
         InputError: no such module or name in it.
+        UserCodeError: the module raised an exception while it was imported.
     """
     module_name, _, attribute_name = name.partition(":")
-    if not attribute_name:
+    if not attribute_name or not all(part.isidentifier() for part in module_name.split(".")):
         raise InputError(f"{field}={name} is not known", [("to do", 'write "package.module:function" for your own')])
     try:
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
+    except SquallError:
+        raise
+    except Exception as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is None or not f"{module_name}.".startswith(f"{missing}."):
+            # the module is there; it, or something that it imports, is not whole
+            raise user_code_error(error, f"the import of {module_name} ({field}={name})") from error
         raise InputError(
             f"{field}={name}: {error}", [("to do", "install it, or run where it can be imported")]
         ) from error

@@ -5,6 +5,7 @@ Recipe + Task -> model, optimiser, Run -> strategy (the loop) -> Result
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from squall.cluster.world import World, join
 from squall.data.batches import read
 from squall.data.order import Draw
 from squall.data.usercode import user_code_error
-from squall.errors import InputError, SquallError, UserCodeError
+from squall.errors import InputError, RunError, SquallError, UserCodeError
 from squall.loop import Job
 from squall.optim.build import build
 from squall.recipe import Recipe, to_toml
@@ -25,12 +26,14 @@ from squall.records import Sink
 from squall.run import Result, Run
 from squall.run.evaluate import evaluating
 from squall.run.folder import RECIPE, RECORDS
+from squall.run.placing import check_parameters
 from squall.strategy import STRATEGIES
-from squall.task import StepFunction, Task, probe, probe_step
+from squall.task import StepFunction, Task, over_samples, probe, probe_step
 from squall.training.parts import compose
 from squall.training.progress import Progress
 
 _PROBED = 16
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def train(
@@ -69,10 +72,13 @@ def train(
         run = Run(out, world=world, sinks=sinks, name=recipe.name, **run_spec(recipe))
         if run.is_main and run.path is not None:
             (run.path / RECIPE).write_text(to_toml(recipe), encoding="utf-8")
-        model = _guarded(task.model, "the model factory").train()
-        model, optimizer = run.setup(model, _optimizer(model, recipe), lr=recipe.lr.rate())
+        model = _in_place(_guarded(task.model, "the model factory").train(), run)
+        optimizer = _guarded(lambda: _optimizer(model, recipe), "the optimiser")
+        model, optimizer = run.setup(model, optimizer, lr=recipe.lr.rate())
+        step, measure = _checked_steps(task, run, model)
         job = Job(
-            step=checked_step(task, run, model),
+            step=step,
+            measure=measure,
             train=task.train,
             val=task.val,
             test=task.test,
@@ -80,7 +86,7 @@ def train(
             num_workers=recipe.data.num_workers if recipe.data else task.num_workers,
             clip_grad_norm=recipe.clip_grad_norm,
         )
-        STRATEGIES[recipe.strategy](run, model, optimizer, job)
+        _trained(lambda: STRATEGIES[recipe.strategy](run, model, optimizer, job), run)
         return run.finish(recipe=recipe.name)
     except InputError:
         if run is not None and run.is_main and run.path is not None and not (run.path / RECORDS).exists():
@@ -133,12 +139,33 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     )
 
 
+def _in_place(model: nn.Module, run: Run) -> nn.Module:
+    """The model where it will train: Adagrad and some users' optimisers make their state in the constructor."""
+    check_parameters(model)
+    model.to(run.world.device)
+    if run.spec.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
+
+
 def checked_step(task: Task, run: Run, model: nn.Module) -> StepFunction:
-    """The task's step, after a look at how its loss treats samples; its exceptions show the user's frames."""
+    """The task's step for evaluation, after a look at how its loss treats samples."""
+    return _checked_steps(task, run, model)[1]
+
+
+def _checked_steps(task: Task, run: Run, model: nn.Module) -> tuple[StepFunction, StepFunction]:
+    """The task's step for training and for evaluation; their exceptions show the user's frames."""
+    if run.spec.loss_over == "worker":
+        step = _framed(task.step_function("worker"), run)
+        return step, over_samples(step)
+    step = _framed(_probed_step(task, run, model), run)
+    return step, step
+
+
+def _probed_step(task: Task, run: Run, model: nn.Module) -> StepFunction:
     size = min(_PROBED, len(task.train))
-    if run.spec.loss_over == "worker" or size < 2:
-        step = task.step_function("mean" if run.spec.loss_over == "worker" else "samples")
-        return _framed(step, run)
+    if size < 2:
+        return task.step_function("samples")
     first = size // 2 + 1 if size > 2 else 1
     cuts = [(0, size), (0, first), (first, size)]
     # from the whole set: the first samples of a sorted one are of one class, where class weights cannot be seen
@@ -157,11 +184,11 @@ def checked_step(task: Task, run: Run, model: nn.Module) -> StepFunction:
             inputs, targets = _guarded(lambda: _as_pair(batches(draws[:1])[0]), "the data set")
             outputs = _guarded(lambda: model(inputs), "the model's forward")
             kind = _guarded(lambda: probe(task.loss, outputs, targets), "the loss")  # type: ignore[arg-type]
-            return _framed(task.step_function(kind), run)
+            return task.step_function(kind)
         step = task.step_function()
         whole, left, right = batches(draws)
         _guarded(lambda: probe_step(step, model, whole, (left, right), size), "the task's step")
-        return _framed(step, run)
+        return step
 
 
 def _as_pair(batch: Any) -> tuple[Any, Any]:
@@ -180,7 +207,7 @@ def _framed(step: StepFunction, run: Run) -> StepFunction:
         except SquallError:
             raise
         except Exception as error:
-            raise user_code_error(error, f"the task's step, {run.position()}") from error
+            raise _explained(error, f"the task's step, {run.position()}") from error
 
     return call
 
@@ -201,4 +228,31 @@ def _guarded(function: Callable[[], Any], at: str) -> Any:
     except SquallError:
         raise
     except Exception as error:
-        raise user_code_error(error, at) from error
+        raise _explained(error, at) from error
+
+
+def _trained(strategy: Callable[[], None], run: Run) -> None:
+    """Runs the loop: what users' code raises in a backward pass or in an update shows its frames."""
+    try:
+        strategy()
+    except SquallError:
+        raise
+    except Exception as error:
+        innermost = traceback.extract_tb(error.__traceback__)[-1].filename
+        if Path(innermost).is_relative_to(_PACKAGE):
+            raise  # ours: a full disk, a lost peer, a bug
+        raise _explained(error, run.position()) from error
+
+
+def _explained(error: Exception, at: str) -> SquallError:
+    """An exception out of users' code, or out of torch on its behalf."""
+    operator, found, _ = str(error).partition(" does not have a deterministic implementation")
+    if not found or not isinstance(error, RuntimeError):
+        return user_code_error(error, at)
+    return RunError(
+        f"{operator} has no deterministic implementation, at {at}",
+        [
+            ("rule", "reduction=exact gives the same bits every time, so every operator must"),
+            ("to do", "compute.reduction=fast, or another operator"),
+        ],
+    )
