@@ -22,7 +22,7 @@ class Record:
 
     def to_json(self) -> str:
         """One line of strict JSON; numbers that are not finite become strings ("nan", "inf")."""
-        return json.dumps(_finite({"kind": self.kind, **asdict(self)}), allow_nan=False)
+        return json.dumps(finite({"kind": self.kind, **asdict(self)}), allow_nan=False)
 
 
 @dataclass(frozen=True)
@@ -139,11 +139,12 @@ def read(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The value as strict JSON has it: numbers that are not finite become strings, keys become strings."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value

@@ -140,7 +140,7 @@ def test_activations_of_all_parts_are_kept_until_the_step() -> None:
 
 
 def test_the_reduction_waits_for_the_whole_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Goyal et al. 2017, section 4: without overlap there is no near-linear scaling; the last layer's bucket goes first."""
+    """Goyal et al. 2017, section 4: no near-linear scaling without overlap; the last layer's bucket goes first."""
     monkeypatch.setattr(passes, "BUCKET_BYTES", 256)
     events: list[str] = []
     ready = TreeReduction.ready

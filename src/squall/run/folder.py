@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from squall.errors import InputError
+from squall.records import finite
 
 WEIGHTS = "weights.safetensors"
 EMA_WEIGHTS = "ema.safetensors"
@@ -47,7 +48,7 @@ class Folder:
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         """Writes a JSON file whole or not at all."""
         temporary = self.path / f".{name}.tmp"
-        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(finite(values), indent=2, allow_nan=False) + "\n", encoding="utf-8")
         temporary.replace(self.path / name)
 
     def close(self) -> None:
