@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from squall.cluster.world import World
-from squall.data.batches import read
+from squall.data.batches import finish_of, read
 from squall.data.order import Draw, Order, StepPlan
 from squall.errors import InputError
 from squall.metrics import Mean
@@ -245,7 +245,7 @@ def check_skipped(plan: StepPlan, planned: Draw, draw: Draw, sizes: tuple[int, .
 
 def finisher(data: Any, spec: RunSpec) -> Callable[[Any, Draw], Any]:
     """What is done to a batch once it is on its device: the set's own `finish`, then the recipe's memory format."""
-    own = getattr(data, "finish", None)
+    own = finish_of(data)
 
     def finish(batch: Any, draw: Draw) -> Any:
         return as_memory_format(batch if own is None else own(batch, draw, spec.seed), spec.channels_last)

@@ -117,7 +117,7 @@ class Step:
             check_loss(loss, 1)
         check_training_mode(self._stepper.model)
         if spec.loss_over == "worker":
-            loss = loss * num_samples
+            loss, count = loss * num_samples, None
         means = {name: metric for name, metric in (metrics or {}).items() if isinstance(metric, Mean)}
         self._backward_done = True
         self._stepper.backward(loss, num_samples if count is None else count, self._stepper.read_samples, means)
