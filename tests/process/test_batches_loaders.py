@@ -4,7 +4,6 @@ import contextlib
 import os
 import random
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +30,7 @@ class Noisy:
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, np.ndarray, int]:
         if index % 5 == 0:
-            time.sleep(0.002)  # so that batches are ready out of order
+            sum(range(50_000))  # uneven work, so that batches get ready out of order
         noise = torch.rand(2, 4, 3).permute(2, 0, 1), np.random.rand(2), random.random()
         return noise[0], noise[1] + noise[2], index
 

@@ -8,7 +8,7 @@ mean or a sum. A mean of something else than the samples (a penalty on the weigh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -64,6 +64,39 @@ def check_training_mode(model: torch.nn.Module) -> None:
                 ("to do", "call model.train() before the step; run.evaluate puts it back by itself"),
             ],
         )
+
+
+def check_updates(step: int, updates: int) -> None:
+    """Refuses a step without an update, and one with several.
+
+    Raises:
+        RunError: optimizer.step() was not called once.
+    """
+    if updates == 1:
+        return
+    found = "was not called" if updates == 0 else f"was called {updates} times"
+    effect = "the model would not learn" if updates == 0 else "the same gradient would be applied again"
+    raise RunError(
+        f"optimizer.step() {found} in step {step}",
+        [("rule", "one update a step: optimizer.step() after the inner loop"), ("effect", effect)],
+    )
+
+
+def check_gradients(step: int, parameters: Sequence[torch.Tensor]) -> None:
+    """Refuses an update after the gradients were taken away.
+
+    Raises:
+        RunError: every gradient is None.
+    """
+    if any(parameter.grad is not None for parameter in parameters):
+        return
+    raise RunError(
+        f"optimizer.step() has no gradients in step {step}",
+        [
+            ("found", "every .grad is None: optimizer.zero_grad() between the inner loop and optimizer.step()"),
+            ("to do", "call optimizer.zero_grad() after optimizer.step(), or not at all"),
+        ],
+    )
 
 
 def _accusation(reductions: list[tuple[str, bool, float]], num_samples: int) -> str:

@@ -31,6 +31,7 @@ from squall.run import arithmetic, evaluate, folder, precision, tensorboard
 from squall.run.book import Book
 from squall.run.collect import differing
 from squall.run.fingerprint import agree, digest, fingerprint
+from squall.run.guards import check_gradients, check_updates
 from squall.run.placing import check_optimizer, check_parameters, same_everywhere
 from squall.run.result import Outcome, Result
 from squall.run.spec import RunSpec
@@ -169,7 +170,7 @@ class Run:
                 before = self._updates
                 yield step
                 step.require_complete("the next step")
-                _check_updates(index, self._updates - before)
+                check_updates(index, self._updates - before)
                 if plan.ends_epoch or not stepper.late:
                     self._settle(late)
                     self._settle(step)
@@ -319,14 +320,8 @@ class Run:
         if self._now is None or self._stepper is None:
             return
         self._now.require_complete("optimizer.step()")
-        if not self._stepper.scale.active and all(p.grad is None for p in self._stepper.parameters):
-            raise RunError(
-                f"optimizer.step() has no gradients in step {self._now.index}",
-                [
-                    ("found", "every .grad is None: optimizer.zero_grad() between the inner loop and optimizer.step()"),
-                    ("to do", "call optimizer.zero_grad() after optimizer.step(), or not at all"),
-                ],
-            )
+        if not self._stepper.scale.active:  # a step of fp16 that overflowed has no gradients, and means it
+            check_gradients(self._now.index, self._stepper.parameters)
 
     def _after_update(self, *_: Any) -> None:
         self._updates += 1
@@ -398,14 +393,3 @@ class Run:
         )
         self.close()
         return result
-
-
-def _check_updates(step: int, updates: int) -> None:
-    if updates == 1:
-        return
-    found = "was not called" if updates == 0 else f"was called {updates} times"
-    effect = "the model would not learn" if updates == 0 else "the same gradient would be applied again"
-    raise RunError(
-        f"optimizer.step() {found} in step {step}",
-        [("rule", "one update a step: optimizer.step() after the inner loop"), ("effect", effect)],
-    )
