@@ -49,6 +49,7 @@ class _Rebased:
             if same:
                 self._held[index] = self._views[index].copy_(self._held[index])
                 self._hand_out(index)
+        self._watch()
 
     def open(self) -> None:
         """Notes the values that the step starts from."""
@@ -78,6 +79,11 @@ class _Rebased:
 
     def _take_in(self) -> None:
         """Looks for tensors that a module has put in the place of its buffer."""
+        for held, buffers, name in self._watched:
+            if buffers[name] is not held:
+                break
+        else:
+            return
         for index, slots in enumerate(self._slots):
             held = self._held[index]
             new = [buffer for buffer in (_of(*slot) for slot in slots) if buffer is not held]
@@ -88,6 +94,14 @@ class _Rebased:
     def _hand_out(self, index: int) -> None:
         for module, name in self._slots[index]:
             module._buffers[name] = self._held[index]
+        self._watch()
+
+    def _watch(self) -> None:
+        self._watched = [
+            (held, module._buffers, name)
+            for held, slots in zip(self._held, self._slots, strict=True)
+            for module, name in slots
+        ]
 
 
 class Buffers:

@@ -19,6 +19,8 @@ from squall.errors import RunError
 from squall.rng import mix, mix_array
 from squall.run.collect import add_up
 
+_AT_ONCE = 64  # passes
+
 
 @dataclass(frozen=True)
 class LedgerResult:
@@ -58,14 +60,28 @@ class Ledger:
         self._counts = np.zeros(order.num_samples, dtype=np.int64)
         self._digest = np.zeros(1, dtype=np.uint64)
         self._skipped = 0
+        self._noted: list[tuple[int, int, Draw]] = []
 
     def note(self, plan: StepPlan, pass_index: int, planned: Draw, read: Draw) -> None:
         """Counts what one pass really read."""
-        np.add.at(self._counts, read.ids, 1)
-        self._skipped += len(planned) - len(read)
         first, _ = plan.pass_range(pass_index)
-        positions = first + np.arange(len(read), dtype=np.uint64)
-        hashes = mix_array(mix_array(mix_array(mix(plan.index), positions), read.epochs), read.ids)
+        self._noted.append((mix(plan.index), first, read))
+        self._skipped += len(planned) - len(read)
+        if len(self._noted) == _AT_ONCE:
+            self._count()
+
+    def _count(self) -> None:
+        """Takes in what was noted: many passes at once, as the cost is one of calls."""
+        if not self._noted:
+            return
+        lengths = [len(read) for _, _, read in self._noted]
+        steps = np.repeat(np.array([step for step, _, _ in self._noted], dtype=np.uint64), lengths)
+        positions = np.concatenate([first + np.arange(len(read), dtype=np.uint64) for _, first, read in self._noted])
+        ids = np.concatenate([read.ids for _, _, read in self._noted])
+        epochs = np.concatenate([read.epochs for _, _, read in self._noted])
+        self._noted = []
+        np.add.at(self._counts, ids, 1)
+        hashes = mix_array(mix_array(mix_array(steps, positions), epochs), ids)
         with np.errstate(over="ignore"):
             self._digest += hashes.sum(dtype=np.uint64)
 
@@ -78,6 +94,7 @@ class Ledger:
         Raises:
             RunError: a sample was missed or seen too often.
         """
+        self._count()
         counts = add_up(world, self._counts)
         digest, skipped = add_up(world, np.array([self._digest.view(np.int64)[0], self._skipped], dtype=np.int64))
         expected = self._expected(steps_done)

@@ -1,8 +1,8 @@
 """From the passes of one step to the gradient of the whole minibatch, in `.grad`.
 
 The step's vector holds all gradients (in the order in which the backward pass completes them: the parameters'
-reversed) and then the changes of the floating-point buffers. Post-accumulate hooks move each parameter's gradient
-into its place as soon as it is there; in a process's last pass they also tell the reduction which bucket is complete.
+reversed) and then the changes of the floating-point buffers. After a pass its gradients are added there; in a process's
+last pass post-accumulate hooks see when a bucket is complete, and it travels while the rest is still computed.
 Counts, losses, metrics and flags travel in a second, small float64 vector along the same tree::
 
     vector   | grad of last layer | ... | grad of first layer | changes of buffers |     float32 (or float64)
@@ -15,6 +15,7 @@ workers.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,6 +59,10 @@ class Passes:
         self._metric_names: list[str] = []
         self._views: list[list[torch.Tensor]] = []
         self._bucket_of = [next(i for i, b in enumerate(self._cuts) if p.offset < b.stop) for p in self._places]
+        self._members = [
+            (bisect_left(self._bucket_of, bucket), bisect_right(self._bucket_of, bucket))
+            for bucket in range(len(self._cuts))
+        ]
         self._touched = [False] * len(self.parameters)
         self._ever_touched = [False] * len(self.parameters)
         self._leaves = range(0)
@@ -102,9 +107,7 @@ class Passes:
         self._open_pass = leaf
         self._is_last = leaf == self._leaves[-1]
         self._next_bucket = 0
-        self._missing = [0] * len(self._cuts)
-        for bucket in self._bucket_of:
-            self._missing[bucket] += 1
+        self._missing = [stop - start for start, stop in self._members]
 
     def backward(self, loss: torch.Tensor) -> None:
         """The backward pass of a sum over the pass's samples."""
@@ -114,16 +117,11 @@ class Passes:
         self, loss: torch.Tensor, count: float | torch.Tensor, num_samples: int, metrics: dict[str, Any]
     ) -> None:
         """Completes the pass: parameters without a gradient, buffers, and the tail."""
-        vector = self._reduction.vectors[self._slot]
-        for index, touched in enumerate(self._touched):
-            if not touched:
-                view = self._views[self._slot][index]
-                if self._accumulate:
-                    view.add_(0.0)
-                else:
-                    view.zero_()
-        self.buffers.end_pass(vector, num_samples, self._accumulate)
-        self._ever_touched = [a or b for a, b in zip(self._ever_touched, self._touched, strict=True)]
+        for bucket in range(self._next_bucket, len(self._cuts)):
+            self._gather(bucket)
+        self.buffers.end_pass(self._reduction.vectors[self._slot], num_samples, self._accumulate)
+        if not all(self._ever_touched):
+            self._ever_touched = [a or b for a, b in zip(self._ever_touched, self._touched, strict=True)]
         leaf, self._open_pass = self._open_pass, -1
         if self._is_last:
             for bucket in range(self._next_bucket, len(self._cuts)):
@@ -179,10 +177,10 @@ class Passes:
         return bool(torch.isfinite(self._reduction.vectors[0][: self._places[-1].end].sum()))
 
     def _hook(self, index: int) -> Any:
-        def take(parameter: torch.Tensor) -> None:
-            gradient, parameter.grad = parameter.grad, None
-            if gradient is None:
-                return
+        """What runs when the backward pass has completed one gradient; Python on the hot path, so nearly nothing."""
+        bucket = self._bucket_of[index]
+
+        def note(_: torch.Tensor) -> None:
             if self._open_pass < 0:
                 raise RunError(
                     "a backward pass ran outside step.backward",
@@ -192,6 +190,30 @@ class Passes:
                 raise RunError(
                     "two backward passes in one pass", [("rule", "add the losses up and call step.backward once")]
                 )
+            self._touched[index] = True
+            if self._is_last:
+                self._missing[bucket] -= 1
+                while self._next_bucket < len(self._cuts) - 1 and not self._missing[self._next_bucket]:
+                    self._gather(self._next_bucket)
+                    self._reduction.ready(self._next_bucket)
+                    self._next_bucket += 1
+
+        return note
+
+    def _gather(self, bucket: int) -> None:
+        """Moves the gradients of one bucket's parameters into the pass's vector."""
+        views = self._views[self._slot]
+        members = range(*self._members[bucket])
+        gradients, targets = [], []
+        for index in members:
+            parameter = self.parameters[index]
+            gradient, parameter.grad = parameter.grad, None
+            if gradient is None:
+                if self._accumulate:
+                    views[index].add_(0.0)
+                else:
+                    views[index].zero_()
+                continue
             if gradient.layout != torch.strided:
                 raise InputError(
                     f"{self.names[index]} has a sparse gradient",
@@ -200,19 +222,10 @@ class Passes:
                         ("to do", "build the layer with sparse=False"),
                     ],
                 )
-            self._touched[index] = True
-            view = self._views[self._slot][index]
-            if self._accumulate:
-                view.add_(gradient)
-            else:
-                view.copy_(gradient)
-            if self._is_last:
-                self._missing[self._bucket_of[index]] -= 1
-                while self._next_bucket < len(self._cuts) - 1 and not self._missing[self._next_bucket]:
-                    self._reduction.ready(self._next_bucket)
-                    self._next_bucket += 1
-
-        return take
+            gradients.append(gradient)
+            targets.append(views[index])
+        if gradients:
+            (torch._foreach_add_ if self._accumulate else torch._foreach_copy_)(targets, gradients)
 
     def _new_reduction(self, cuts: Sequence[Bucket], like: torch.Tensor, tag: int) -> Reduction:
         world = self._world

@@ -8,6 +8,7 @@ pass), its buffers from the step's start, its normalisation groups from the plan
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -68,6 +69,7 @@ class Stepper:
         self._groups = split_normalisation(model) if spec.fuse > 1 else None
         self._normalises = has_batch_norm(model)
         self._reader: Iterator[tuple[Draw, Any]] = iter(())
+        self._planned: deque[Draw] = deque()  # asked of the reader, not yet computed
         self.ledger: Ledger | None = None
         self.order: Order | None = None
         self.where = (0, 0)
@@ -81,6 +83,7 @@ class Stepper:
         order = self.spec.order(len(data))
         check_hosting(order, self.world.size, self._normalises)
         self.order, self.ledger, self.first_step = order, Ledger(order), first_step
+        self._planned.clear()
         self._reader = iter(
             read(
                 data,
@@ -110,9 +113,8 @@ class Stepper:
         started = time.perf_counter()
         self.where = (plan.index, plan.epoch)
         draw, batch = next(self._reader)
-        assert self.order is not None
         assert self.ledger is not None
-        planned = self.order.draw(plan, leaf)
+        planned = self._planned.popleft()
         self.ledger.note(plan, leaf, planned, draw)
         self.read_samples = len(draw)
         self.clock.data += time.perf_counter() - started
@@ -164,7 +166,8 @@ class Stepper:
         for index in range(first_step, order.num_steps):
             plan = order.step(index)
             for leaf in range(*share(plan.num_passes, self.world.size, self.world.rank)):
-                yield order.draw(plan, leaf)
+                self._planned.append(order.draw(plan, leaf))
+                yield self._planned[-1]
 
 
 def check_hosting(order: Order, num_processes: int, normalises: bool) -> None:
