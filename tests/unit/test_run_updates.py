@@ -9,6 +9,7 @@ import torch
 
 import squall
 from squall.errors import InputError, RunError
+from squall.records import Record, Stepped
 from tests.unit.runs import make_data, make_model, start, summed
 
 
@@ -65,3 +66,22 @@ def test_a_run_that_could_not_begin_gives_back_what_it_took(tmp_path: Path) -> N
     assert torch.get_num_threads() == threads
     with pytest.raises(InputError, match="needs a CUDA device"):
         squall.Run(None, epochs=1, global_batch_size=4, worker_batch_size=2, precision="fp16")
+
+
+def test_a_steps_time_is_that_of_its_update() -> None:
+    """What the loop does after an epoch's last update (evaluation, saving) must not look like a slow step."""
+    records: list[Record] = []
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    run = start(model, optimizer, sinks=(records.append,), epochs=2)
+    updated = []
+    for step in run.steps(make_data()):
+        for inputs, targets in step:
+            step.backward(summed(model, inputs, targets))
+        optimizer.step()
+        updated.append(run.book.seconds)
+        optimizer.zero_grad()
+    run.finish()
+    stepped = [record.seconds for record in records if isinstance(record, Stepped)]
+    assert all(seconds <= after for seconds, after in zip(stepped, updated, strict=True))
+    assert stepped == sorted(stepped)

@@ -56,9 +56,14 @@ class Book:
         for sink in self._sinks:
             sink(record)
 
-    def note_update(self) -> None:
-        """An update was applied: the stretch of training time ends here (evaluation does not count)."""
+    def note_update(self) -> float:
+        """An update was applied: the stretch of training time ends here (evaluation does not count).
+
+        Returns:
+            Seconds since the run's start.
+        """
         self._stepped = time.perf_counter()
+        return self._stepped - self.started
 
     def note_values(
         self, step: int, val: Mapping[str, float], test: Mapping[str, float], values: Mapping[str, float]
@@ -70,15 +75,15 @@ class Book:
             self.logged.update(values)
             self.emit(Logged(step, len(self.epochs), dict(values)))
 
-    def note_step(self, index: int, epoch: int, lr: float | None, sums: StepSums) -> None:
-        """One update's loss and metrics."""
+    def note_step(self, index: int, epoch: int, lr: float | None, seconds: float, sums: StepSums) -> None:
+        """One update's loss and metrics; `seconds` is when it was applied."""
         for name, (total, count) in {"loss": (sums.loss, sums.count), **sums.metrics}.items():
             pair = self._totals.setdefault(name, [0.0, 0.0])
             pair[0] += total
             pair[1] += count
         metrics = {name: ratio(total, count) for name, (total, count) in sums.metrics.items()}
         rate = float("nan") if lr is None else lr
-        self.emit(Stepped(index, epoch, int(sums.samples), ratio(sums.loss, sums.count), rate, self.seconds, metrics))
+        self.emit(Stepped(index, epoch, int(sums.samples), ratio(sums.loss, sums.count), rate, seconds, metrics))
 
     def end_epoch(self, epoch: int, step: int, lr: float | None) -> EpochEnded:
         """Closes the epoch's averages and records them."""

@@ -314,7 +314,7 @@ class Run:
         """Looks at a step's loss and notes it; on a GPU one step late, so that nobody waits for the device."""
         if step is not None and step.sums is not None:
             step.check_finite()
-            self.book.note_step(step.index, step.epoch, step.lr, step.sums)
+            self.book.note_step(step.index, step.epoch, step.lr, step.seconds, step.sums)
 
     def _before_update(self, *_: Any) -> None:
         if self._now is None or self._stepper is None:
@@ -325,11 +325,12 @@ class Run:
 
     def _after_update(self, *_: Any) -> None:
         self._updates += 1
-        if self._now is not None:
-            self._steps_done = self._now.index + 1
         if self.ema is not None:
             self.ema.update()
-        self.book.note_update()
+        seconds = self.book.note_update()
+        if self._now is not None:
+            self._steps_done = self._now.index + 1
+            self._now.seconds = seconds
 
     def _announce(self, stepper: Stepper) -> None:
         order, spec = stepper.order, self.spec

@@ -43,6 +43,7 @@ class Step:
         self.index, self.epoch, self.ends_epoch = plan.index, plan.epoch, plan.ends_epoch
         self.num_samples = plan.num_samples
         self.lr = lr
+        self.seconds = 0.0  # when its update was applied, since the run's start
         self.sums: StepSums | None = None
         self._open = -1
         self._done = 0
