@@ -135,7 +135,7 @@ class Stopwatch:
     def __init__(self, wanted: Settings) -> None:
         self._wanted = wanted
         self._done = 0
-        self._begin = 0.0
+        self._begin = self._begin_cpu = 0.0
 
     def updated(self, loss: torch.Tensor | float, *, barrier: bool = True) -> None:
         """Counts an update; at the window's ends waits for the other processes, at its end writes the measurement.
@@ -151,14 +151,17 @@ class Stopwatch:
             dist.barrier()
         now = time.perf_counter()
         if self._done == self._wanted.warmup:
-            self._begin = now
+            self._begin, self._begin_cpu = now, time.process_time()
         else:
-            write(self._wanted, now - self._begin, float(loss), threads=torch.get_num_threads())
+            cpu_seconds = time.process_time() - self._begin_cpu
+            write(
+                self._wanted, now - self._begin, float(loss), threads=torch.get_num_threads(), cpu_seconds=cpu_seconds
+            )
 
 
-def write(wanted: Settings, seconds: float, loss: float, threads: int | None = None) -> None:
+def write(wanted: Settings, seconds: float, loss: float, **more: float) -> None:
     """Appends one process's measurement."""
     images = wanted.steps * wanted.global_batch_size
-    line = {"images": images, "seconds": seconds, "loss": loss, "threads": threads, "rank": os.environ.get("RANK")}
+    line = {"images": images, "seconds": seconds, "loss": loss, "rank": os.environ.get("RANK"), **more}
     with wanted.out.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")

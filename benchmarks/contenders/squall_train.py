@@ -1,6 +1,7 @@
 """Squall's first door: `squall train cifar10`, timed from the records that the run itself writes.
 
-An update needs the gradients of all processes, so it is the barrier; the window lies between two of rank 0's records, whose time is that of the update.
+An update needs the gradients of all processes, so it is the barrier; the window lies between two of rank 0's records,
+whose time is that of the update (evaluation comes later).
 python benchmarks/contenders/squall_train.py --data DIR --out FILE [--reduction fast]
 """
 
