@@ -5,10 +5,12 @@ import os
 from collections import namedtuple
 
 import pytest
+import torch
 
-from squall.engine import doctor
+from squall.engine import doctor, formats
 from squall.engine.doctor import Finding, examine, render, to_json
 from squall.engine.spmd import Outcome
+from squall.recipe import load, override
 
 
 def by_name(findings: list[Finding]) -> dict[str, Finding]:
@@ -69,3 +71,24 @@ def test_a_check_that_breaks_is_a_finding_not_a_crash(monkeypatch: pytest.Monkey
     found = by_name(examine(network=False))["shared memory"]
     assert found.status == "fail"
     assert "FileNotFoundError" in found.text
+
+
+def test_the_fastest_format_is_named_with_its_fields(monkeypatch: pytest.MonkeyPatch) -> None:
+    best = formats.Format("bfloat16", "compute.precision=bf16")
+    monkeypatch.setattr(formats, "speeds", lambda _: {formats.PLAIN: 1.0, best: 3.24})
+    found = by_name(examine(network=False))["formats"]
+    assert found.text == "a convolutional step against plain float32: bfloat16 3.2x"
+    assert found.todo == "squall train ... compute.precision=bf16   (where accuracy allows it)"
+    monkeypatch.setattr(formats, "speeds", lambda _: {formats.PLAIN: 1.0, best: 1.1})
+    assert not by_name(examine(network=False))["formats"].todo
+
+
+def test_formats_are_timed_here_and_leave_torch_as_it_was() -> None:
+    before = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
+    speeds = formats.speeds(torch.device("cpu"))
+    assert speeds.pop(formats.PLAIN) == 1
+    assert {each.name for each in speeds} == {"float32 channels-last", "bfloat16", "bfloat16 channels-last"}
+    assert all(speed > 0 for speed in speeds.values())
+    assert (torch.get_num_threads(), torch.backends.cudnn.allow_tf32) == before
+    for each in speeds:  # the fields are ones that a recipe takes
+        override(load("digits"), each.fields.split())

@@ -28,6 +28,7 @@ Status = Literal["ok", "warn", "fail"]
 _EXTRAS = (("tensorboard", "report", "TensorBoard events"), ("PIL", "images", "images other than JPEG"))
 _WORDS = 1_000_000
 _LEAST_SHM = 64 * 2**20
+_GAIN = 1.2  # from when on another format is worth a word
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def examine(*, network: bool = True) -> list[Finding]:
         ("processor", _processor),
         ("threads", _threads),
         ("gpu", _gpu),
+        ("formats", _formats),
         ("memory", _memory),
         ("shared memory", _shared_memory),
         ("open files", _open_files),
@@ -138,6 +140,20 @@ def _gpu() -> Finding:
             "gpu", "warn", "a device file, but torch sees no GPU", "install a CUDA build of torch, or a driver"
         )
     return Finding("gpu", "ok", "none: runs on the CPU, one process a core")
+
+
+def _formats() -> Finding:
+    import torch
+
+    from squall.engine import formats
+
+    speeds = formats.speeds(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    best = max(speeds, key=lambda each: speeds[each])
+    text = ", ".join(f"{each.name} {speed:.1f}x" for each, speed in speeds.items() if each is not formats.PLAIN)
+    text = f"a convolutional step against plain float32: {text}"
+    if speeds[best] < _GAIN:
+        return Finding("formats", "ok", text)
+    return Finding("formats", "ok", text, f"squall train ... {best.fields}   (where accuracy allows it)")
 
 
 def _memory() -> Finding:
