@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from squall.engine.machine import has_gpu
 from tests import leaks
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out the tests that need a GPU where there is none."""
+    if has_gpu():
+        return
+    config.hook.pytest_deselected(items=[item for item in items if "gpu" in item.keywords])
+    items[:] = [item for item in items if "gpu" not in item.keywords]
 
 
 @pytest.fixture(scope="session")
