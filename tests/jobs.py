@@ -7,10 +7,12 @@ Processes come from a fork server that has torch loaded, which saves most of a s
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -19,7 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from squall.cluster.world import World
+from squall.cluster.world import World, listener, open_store
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 # torch.optim imports torch._dynamo at its first update: two seconds in each process unless it is there already
@@ -81,6 +83,28 @@ def _rank(
         pipe.send(("error", f"rank {rank}:\n{traceback.format_exc()}"))
     finally:
         pipe.close()
+
+
+@contextmanager
+def torchrun_job(size: int) -> Iterator[Callable[[int], None]]:
+    """The environment and the store that torchrun gives its ranks; call it with the rank to be from now on."""
+    server = listener()
+    port = server.getsockname()[1]
+    store = open_store(server, timedelta(seconds=10))
+    fixed = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1"}
+
+    def become(rank: int) -> None:
+        values = {**fixed, "RANK": rank, "LOCAL_RANK": rank, "TORCHELASTIC_USE_AGENT_STORE": "True"}
+        os.environ.update({name: str(value) for name, value in values.items()})
+
+    before = dict(os.environ)
+    try:
+        become(0)
+        yield become
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        del store
 
 
 def make_world(store: str, rank: int, size: int) -> World:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TextIO
@@ -122,8 +123,9 @@ class RecordFile:
         self._file.flush()
 
     def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
+        """Closes the file; what a full disk did not take was an error when it was written."""
+        with suppress(OSError):
+            self._file.close()
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from squall.data.nested import each_output
 from squall.errors import InputError
 from squall.metrics import Loss, Metrics, mean
 
@@ -94,7 +95,7 @@ def probe(loss: Callable[[Any, Any], torch.Tensor], outputs: Any, targets: Any) 
         InputError: the loss depends on the batch, or gives something that is no loss.
     """
     size = _length(targets)
-    outputs = _map(outputs, _disturbed)
+    outputs = each_output(_disturbed, outputs)
     first = size // 2 + 1 if size > 2 else 1
     parts = [(0, size), (0, first), (first, size)]
     values = [loss(_cut(outputs, a, b), _cut(targets, a, b)) for a, b in parts]
@@ -169,13 +170,28 @@ def over_samples(step: StepFunction) -> StepFunction:
     return call
 
 
+def as_pair(batch: Any) -> tuple[Any, Any]:
+    """Input and target of a batch.
+
+    Raises:
+        InputError: it is no pair, as `loss=` needs it.
+    """
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        keys = f" with the keys {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else ""
+        raise InputError(
+            f"loss= needs batches of (input, target); got a {type(batch).__name__}{keys}",
+            [("to do", "give step=function of (model, batch), or a collate that makes pairs")],
+        )
+    return batch[0], batch[1]
+
+
 def _from_loss(
     loss: Callable[[Any, Any], torch.Tensor],
     kind: LossKind,
     metrics: Mapping[str, Callable[[Any, Any], torch.Tensor]] | None,
 ) -> StepFunction:
     def step(model: nn.Module, batch: Any) -> tuple[Loss, Metrics]:
-        inputs, targets = _pair(batch)
+        inputs, targets = as_pair(batch)
         outputs = model(inputs)
         value = loss(outputs, targets)
         size = _length(targets)
@@ -222,16 +238,6 @@ def _normalised(step: Callable[[nn.Module, Any], Any]) -> StepFunction:
     return call
 
 
-def _pair(batch: Any) -> tuple[Any, Any]:
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
-        keys = f" with the keys {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else ""
-        raise InputError(
-            f"loss= needs batches of (input, target); got a {type(batch).__name__}{keys}",
-            [("to do", "give step=function of (model, batch), or a collate that makes pairs")],
-        )
-    return batch[0], batch[1]
-
-
 def _is_classification(outputs: Any, targets: Any) -> bool:
     return (
         isinstance(outputs, torch.Tensor)
@@ -249,20 +255,8 @@ def _length(value: Any) -> int:
     return _length(items[0])
 
 
-def _map(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    if isinstance(value, torch.Tensor):
-        return function(value)
-    if isinstance(value, Mapping):
-        return {key: _map(item, function) for key, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_map(item, function) for item in value))
-    if isinstance(value, list | tuple):
-        return type(value)(_map(item, function) for item in value)
-    return value
-
-
 def _cut(value: Any, start: int, stop: int) -> Any:
-    return _map(value, lambda tensor: tensor[start:stop])
+    return each_output(lambda tensor: tensor[start:stop], value)
 
 
 def _disturbed(output: torch.Tensor) -> torch.Tensor:

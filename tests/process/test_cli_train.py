@@ -125,6 +125,55 @@ def test_the_printed_script_ends_with_the_weights_of_train(trained: Path) -> Non
     assert result(trained / "runs" / "one")["weights_sha256"] in done.stdout
 
 
+def test_the_printed_script_weighs_a_loss_over_workers_as_train_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    changes = ["epochs=1", "loss_over=worker", "global_batch_size=100"]  # 1,437: a last minibatch of unequal workers
+    assert main(["recipes", "digits", *changes, "--as-script"]) == 0
+    (tmp_path / "own.py").write_text(capsys.readouterr().out)
+    done = subprocess.run(
+        [sys.executable, "own.py", "--out", "own"], cwd=tmp_path, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    assert main(["train", "digits", *changes, "-P", "1", "--out", "theirs"]) == 0
+    own, theirs = result(tmp_path / "own"), result(tmp_path / "theirs")
+    assert own["train_loss"] < 2.4  # a mean over samples, of ten classes
+    for key in ("weights_sha256", "test_loss", "train_loss", "test_accuracy"):
+        assert own[key] == theirs[key]
+
+
+def test_predictions_take_the_place_of_older_ones_when_they_are_whole(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(trained)
+    (trained / "old.csv").write_text("mine")
+    monkeypatch.setattr("csv.writer", lambda file: Breaks(file))
+    assert main(["eval", "one", "--save", "old.csv"]) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert (trained / "old.csv").read_text() == "mine"
+    assert [path.name for path in trained.glob("*.partial")] == []
+    monkeypatch.undo()
+    monkeypatch.chdir(trained)
+    assert main(["eval", "one", "--save", "old.csv"]) == 0
+    assert len((trained / "old.csv").read_text().splitlines()) == 361
+    assert main(["eval", "one", "--save", "no/rows.csv"]) == 2
+    assert "no such folder" in capsys.readouterr().err
+
+
+class Breaks:
+    """Writes a row, and then the disk is full."""
+
+    def __init__(self, file: Any) -> None:
+        self.file, self.rows = file, 0
+
+    def writerow(self, row: list[Any]) -> None:
+        self.file.write(f"{row}\n")
+        self.rows += 1
+        if self.rows == 3:
+            raise OSError(28, "No space left on device")
+
+
 TASK = """
 import torch, squall
 import torch.nn.functional as F
@@ -157,6 +206,47 @@ def test_an_error_in_the_users_code_is_shown_once_with_its_place_and_kept_whole(
     assert rank is not None
     assert lines[5] == f"whole traceback: run/rank-{rank[1]}.log"
     assert "Traceback (most recent call last)" in (tmp_path / "run" / f"rank-{rank[1]}.log").read_text()
+    found = result(tmp_path / "run")
+    assert found["outcome"] == "failed"
+    assert lines[0].startswith(f"squall: {found['error']} ")  # that of the rank that failed, whoever wrote it
+    assert records.read(tmp_path / "run" / "records.jsonl")[-1]["kind"] == "ended"
+
+
+KILLED = """
+import os, signal, squall, torch
+import torch.nn.functional as F
+
+class Photos:
+    def __len__(self):
+        return 64
+    def __getitem__(self, index):
+        if {} and os.environ["RANK"] == "{}":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return torch.zeros(2), 0
+
+task = squall.Task(model=lambda: torch.nn.Linear(2, 2), loss=F.cross_entropy, train=Photos())
+recipe = squall.Recipe(epochs=2, global_batch_size=16, worker_batch_size=4, lr=0.1)
+"""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_leaves_a_run_that_failed(rank: int, tmp_path: Path) -> None:
+    (tmp_path / "geese.py").write_text(KILLED.format("index in (40, 41, 43, 44, 45)", rank))
+    done = squall(tmp_path, "train", "geese.py", "--processes", "2", "--out", "run")
+    assert done.returncode == 1
+    assert f"rank {rank} of 2 was killed by SIGKILL" in done.stderr
+    found = result(tmp_path / "run")
+    assert (found["outcome"], found["error"]) == ("failed", f"rank {rank} of 2 was killed by SIGKILL")
+    assert records.read(tmp_path / "run" / "records.jsonl")[-1]["outcome"] == "failed"
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert left - {"tb"} == {"recipe.toml", "records.jsonl", "result.json"}
+
+
+def test_a_rank_that_is_killed_before_the_first_step_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "geese.py").write_text(KILLED.format("True", 0))
+    assert squall(tmp_path, "train", "geese.py", "--processes", "2", "--out", "run").returncode == 1
+    assert squall(tmp_path, "train", "geese.py", "--processes", "2").returncode == 1
+    assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == {"geese.py"}
 
 
 def test_a_diverged_run_says_what_to_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -191,3 +281,6 @@ def test_ctrl_c_ends_in_one_line_and_status_130(processes: int, tmp_path: Path) 
     assert process.returncode == 130
     assert len(err.splitlines()) == 1
     assert err.startswith("squall: stopped by ")
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert result(folder)["outcome"] == "stopped"
+    assert records.read(folder / "records.jsonl")[-1]["outcome"] == "stopped"

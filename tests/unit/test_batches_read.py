@@ -15,6 +15,8 @@ from squall.data.images import ImageSet
 from squall.data.nested import describe, move, num_bytes
 from squall.data.order import Draw, Order
 from squall.errors import InputError, UserCodeError
+from squall.run.spec import RunSpec
+from squall.run.stepper import finisher
 
 CPU = torch.device("cpu")
 Pair = namedtuple("Pair", "x y")
@@ -203,6 +205,21 @@ def test_move_keeps_the_structure() -> None:
     assert nested.y["a"][0].device == CPU
     assert num_bytes(nested) == 12
     assert describe(nested.x) == "(float32 (2,), str)"
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_images_anywhere_in_a_batch_get_the_recipes_memory_format(channels_last: bool) -> None:
+    spec = RunSpec(epochs=1, global_batch_size=2, worker_batch_size=1, channels_last=channels_last)
+    images = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)[:, :, :, ::2]
+    ids = torch.arange(16).view(2, 2, 2, 2).transpose(1, 2)
+    got = finisher(Noisy(), spec)(Pair(OrderedDict(a=[images]), (ids, "text")), draw(0, 1))
+    assert type(got) is Pair
+    assert type(got.x) is OrderedDict
+    kind = torch.channels_last if channels_last else torch.contiguous_format
+    assert torch.equal(got.x["a"][0], images)
+    assert got.x["a"][0].is_contiguous(memory_format=kind)
+    assert got.y[0] is ids
+    assert got.y[1] == "text"
 
 
 def test_draws_are_taken_one_by_one_and_closing_ends_their_source() -> None:

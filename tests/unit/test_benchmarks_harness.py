@@ -102,24 +102,22 @@ def test_the_peers_augmentation_equals_cropping_flipping_and_normalising_each_im
     assert torch.equal(plain, inputs)
 
 
-def test_memory_shared_by_several_mappings_is_counted_once_and_private_copies_each(load):
+def test_a_set_in_shared_memory_is_told_from_copies_by_its_content(load):
     memory = load("memory")
-    size = 1 << 20
+    memory.SET_BYTES = size = 1 << 20
+    here, nowhere = bytes(range(1, 256)) * 13, [os.urandom(3072) for _ in range(3)]
     file = os.memfd_create("set")
     try:
         os.truncate(file, size)
         views = [mmap.mmap(file, size, mmap.MAP_SHARED, mmap.PROT_READ) for _ in range(2)]
         touched = sum(view[i] for view in views for i in range(0, size, mmap.PAGESIZE))
-        found, everything = memory.mappings(os.getpid(), size)
+        found = memory.memory_of(os.getpid(), [here, *(image[::-1] for image in nowhere)])
         inode = os.fstat(file).st_ino
-        mine = [m for m in found if m.inode == inode]
         for view in views:
             view.close()
     finally:
         os.close(file)
     assert touched == 0
-    assert len(mine) == 2
-    assert memory.bytes_held(mine) == size
-    assert everything >= sum(m.pss for m in mine)
-    private = [memory.Mapping(pid, 0, size, size, size) for pid in (1, 2)]
-    assert memory.bytes_held(private) == 2 * size
+    assert list(found.shared) == [inode]
+    assert 0 < found.shared[inode] <= found.pss
+    assert found.private >= 1 / 4  # `here` lies in this process's own memory

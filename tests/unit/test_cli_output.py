@@ -127,6 +127,14 @@ def test_a_run_without_evaluation_has_no_such_column() -> None:
     assert len(head) == len(row)
 
 
+def test_the_header_says_where_the_first_weights_come_from_and_which_do_not() -> None:
+    recipe = override(read("digits"), ["model.weights=runs/base"])
+    assert "\nmodel      resnet8, 77,754 parameters; weights of runs/base\n" in shown([started(recipe)], recipe)
+    recipe = override(recipe, ['model.weights_skip=["fc", "*.bias"]'])
+    line = "resnet8, 77,754 parameters; weights of runs/base, but fc *.bias as made (weights_skip)\n"
+    assert line in shown([started(recipe)], recipe)
+
+
 def test_small_rates_keep_their_digits() -> None:
     recipe = override(read("digits"), ["lr=3e-4", "lr.base_batch_size=none"])
     assert "2.99e-04" in shown([epoch(0, lr=2.99e-4)], recipe)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import os
 import subprocess
 import sys
 from datetime import datetime
@@ -16,6 +17,7 @@ import pytest
 from squall.cli import folders
 from squall.cli.main import main
 from squall.errors import UserCodeError
+from tests.jobs import torchrun_job
 
 
 @pytest.fixture(autouse=True)
@@ -128,28 +130,11 @@ def test_half_an_environment_of_a_job_is_a_mistake(
     assert "WORLD_SIZE" in said(capsys, "train", "digits", status=2)
 
 
-def in_job(monkeypatch: pytest.MonkeyPatch, rank: int, size: int) -> None:
-    values = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": 29999}
-    for name, value in {**values, "MASTER_ADDR": "127.0.0.1"}.items():
-        monkeypatch.setenv(name, str(value))
-
-
-def test_of_a_jobs_ranks_only_the_first_says_a_mistake(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    in_job(monkeypatch, 1, 2)
-    assert said(capsys, "train", "digits", "workers=4", status=2) == ""
-    in_job(monkeypatch, 0, 2)
-    assert "workers=4" in said(capsys, "train", "digits", "workers=4", status=2)
-
-
-def test_a_job_that_is_there_is_not_launched_again(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    in_job(monkeypatch, 0, 2)
-    assert "leave --processes away" in said(capsys, "train", "digits", "--processes", "4", status=2)
-    in_job(monkeypatch, 0, 9)
-    assert "9 processes are more than the 8 passes" in said(capsys, "train", "digits", status=2)
+def test_a_job_that_is_there_is_not_launched_again(capsys: pytest.CaptureFixture[str]) -> None:
+    with torchrun_job(2):
+        assert "leave --processes away" in said(capsys, "train", "digits", "--processes", "4", status=2)
+    with torchrun_job(9):
+        assert "9 processes are more than the 8 passes" in said(capsys, "train", "digits", status=2)
 
 
 # -- TARGET --------------------------------------------------------------------------------------------------------
@@ -246,13 +231,30 @@ def test_folders_of_one_minute_get_numbers(tmp_path: Path) -> None:
     assert names == ["digits-1120-1744", "digits-1120-1744-2", "digits-1120-1744-3"]
 
 
+def test_a_pipe_and_a_link_are_written_where_they_are(tmp_path: Path) -> None:
+    (tmp_path / "real.csv").write_text("old")
+    (tmp_path / "link.csv").symlink_to("real.csv")
+    with folders.whole(tmp_path / "link.csv") as file:
+        file.write("new")
+    assert (tmp_path / "link.csv").is_symlink()
+    assert (tmp_path / "real.csv").read_text() == "new"
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    with folders.whole(tmp_path / "pipe") as file:
+        file.write("new")
+    assert os.read(reader, 9) == b"new"
+    os.close(reader)
+
+
 def test_the_whole_traceback_goes_into_the_runs_folder_and_the_message_says_where(tmp_path: Path) -> None:
     error = UserCodeError("your code raised KeyError", [("KeyError", "'x'")])
     error.traceback = "Traceback ...\nKeyError: 'x'"
     logged = folders.log_traceback(error, tmp_path, 3)
     assert logged.hint == f"whole traceback: {tmp_path}/rank-3.log"
     assert (tmp_path / "rank-3.log").read_text() == error.traceback
-    assert folders.log_traceback(error, tmp_path / "none", 3) is error
+    taken_away = folders.log_traceback(error, tmp_path / "run", 3)  # a run that never began leaves no folder
+    assert taken_away.hint == f"whole traceback: {tmp_path}/run/rank-3.log"
+    assert folders.log_traceback(error, tmp_path / "rank-3.log" / "none", 3) is error
 
 
 # -- recipes -------------------------------------------------------------------------------------------------------

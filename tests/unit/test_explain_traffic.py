@@ -15,7 +15,7 @@ class Nothing:
 @pytest.mark.parametrize("processes", [1, 2, 3, 8])
 @pytest.mark.parametrize("num_passes", [8, 12, 13, 32, 101])
 def test_the_prediction_is_what_the_reduction_does(monkeypatch, num_passes, processes):
-    length = 64 * 24  # divisible by every number of processes here
+    length = 64 * 24 * 16  # divisible by every number of processes here, and no small bucket
     moved = {"sent": 0, "received": 0}
 
     def record(group, sends, receives, tag, what, *, ordered):

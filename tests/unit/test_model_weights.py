@@ -12,6 +12,8 @@ from torch import nn
 from squall.errors import InputError
 from squall.model import build
 from squall.model.weights import freeze, load_into, save, sha256
+from squall.recipe import ModelSpec
+from squall.training.parts import model_of
 
 
 def small(seed=0, **arguments):
@@ -144,12 +146,33 @@ def test_a_head_of_other_classes_is_told_and_can_be_left_out(tmp_path):
     assert torch.equal(model.fc.weight, head)
 
 
+def test_what_is_skipped_keeps_its_first_values_and_the_rest_must_fit(tmp_path):
+    path = tmp_path / "w.safetensors"
+    source = small(1, num_classes=1000)
+    state = source.state_dict()
+    state["head.extra"] = torch.zeros(3)
+    save(path, state, {})
+    model = small(0, num_classes=37)
+    head, layer = model.fc.weight.detach().clone(), model.layer1[0].conv1.weight.detach().clone()
+    with pytest.raises(InputError, match=r"head.extra\s+the model has no such tensor") as caught:
+        load_into(model, path, skip=["layer1"])
+    assert 'model.weights_skip=["fc", "head"]' in caught.value.hint
+    left = load_into(model, path, skip=["fc.*", "head", "layer1"])
+    assert {name.split(".")[0] for name in left} == {"fc", "layer1"}
+    assert torch.equal(model.fc.weight, head)
+    assert torch.equal(model.layer1[0].conv1.weight, layer)
+    assert torch.equal(model.conv1.weight, source.conv1.weight)
+    with pytest.raises(InputError, match=r"mistake in model.weights_skip") as caught:
+        load_into(model, path, skip=["fc", "head", "layr1"])
+    assert "layer1" in dict(caught.value.rows)["'layr1'"]
+
+
 def test_another_difference_is_not_called_a_head(tmp_path):
     path = tmp_path / "w.safetensors"
     save(path, small(1, in_channels=1).state_dict(), {})
     with pytest.raises(InputError) as caught:
         load_into(small(), path)
-    assert caught.value.hint == ""
+    assert caught.value.hint == 'if that is meant: model.weights_skip=["conv1"] to keep the model\'s own'
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
@@ -211,3 +234,18 @@ def test_sha256_is_over_plain_bytes_in_order_of_names():
     padded[:24] = torch.arange(24.0)
     assert sha256([("a", nn.Parameter(padded[:24].view(1, 2, 3, 4))), ("b", b)]) == expected
     assert sha256([("a", a + 1e-6), ("b", b)]) != expected
+
+
+def test_a_recipe_starts_from_weights_with_another_head(tmp_path):
+    path = tmp_path / "w.safetensors"
+    source = small(1, num_classes=1000)
+    save(path, source.state_dict(), {})
+    spec = {"name": "resnet8", "width": 4, "num_classes": 37, "weights": str(path)}
+    with pytest.raises(InputError, match="in the file, 37") as caught:
+        model_of(ModelSpec(**spec))
+    assert 'model.weights_skip=["fc"] to keep the model\'s own' in caught.value.hint
+    torch.manual_seed(0)
+    model = model_of(ModelSpec(**spec, weights_skip=["fc"], freeze=["layer1"]))
+    assert torch.equal(model.conv1.weight, source.conv1.weight)
+    assert torch.equal(model.fc.weight, small(0, num_classes=37).fc.weight)
+    assert not model.layer1[0].conv1.weight.requires_grad

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from squall.errors import InputError
 from squall.optim.lars import LAMB, LARS
-from squall.optim.norms import norm, total_norm
+from squall.optim.norms import norm
 
 RULES = [
     pytest.param(lambda p: LARS(p, lr=0.5, momentum=0.9, nesterov=True, weight_decay=1e-4), id="lars"),
@@ -66,12 +66,6 @@ class TestNorm:
 
     def test_does_not_overflow_where_float32_would(self) -> None:
         assert norm(torch.full((3, 3), 1e30)).item() == pytest.approx(3e30)
-
-    def test_total_is_the_norm_of_the_long_vector(self) -> None:
-        parts = [random(5, 7), random(10_000), random(3, seed=1)]
-        long = torch.cat([part.ravel() for part in parts])
-        assert total_norm(parts).item() == pytest.approx(norm(long).item(), rel=1e-14)
-        assert total_norm([]).item() == 0
 
 
 class TestBits:

@@ -180,3 +180,10 @@ def test_groups_are_checked():
 def test_errors_name_where_they_stand():
     with pytest.raises(InputError, match=r"1 mistake in mine\.toml"):
         parse({**GOOD, "epochs": 0}, "mine.toml")
+
+
+def test_weights_skip_needs_weights() -> None:
+    with pytest.raises(InputError, match="1 mistake in digits") as error:
+        override(load("digits"), ['model.weights_skip=["fc"]'])
+    assert dict(error.value.rows) == {"model.weights_skip=[fc]": "needs model.weights: a file or a run to start from"}
+    assert override(load("digits"), ['model.weights_skip=["fc"]', "model.weights=runs/base"]).model is not None

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from squall.reduce import Bucket, FastReduction, Reduction, TreeReduction, buckets, tree
+from squall.reduce import Bucket, FastReduction, Reduction, TreeReduction, buckets, exact, tree
 
 
 class Mailbox:
@@ -17,9 +17,15 @@ class Mailbox:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.letters: dict[tuple[int, int, int], queue.Queue[torch.Tensor]] = defaultdict(queue.Queue)
+        self._letters: dict[tuple[int, int, int], queue.Queue[torch.Tensor]] = defaultdict(queue.Queue)
+        self._lock = threading.Lock()
         self.barrier = threading.Barrier(size)
         self.sums: dict[tuple[int, int], torch.Tensor] = {}
+
+    def letters(self, sender: int, receiver: int, tag: int) -> queue.Queue[torch.Tensor]:
+        """The queue of one lane: sender and receiver may ask for it first at the same moment."""
+        with self._lock:
+            return self._letters[sender, receiver, tag]
 
 
 class Work:
@@ -37,12 +43,12 @@ class InProcessGroup:
         self.box, self.rank = box, rank
 
     def send(self, tensors: list[torch.Tensor], dst: int, tag: int) -> Work:
-        self.box.letters[self.rank, dst, tag].put(tensors[0].clone())
+        self.box.letters(self.rank, dst, tag).put(tensors[0].clone())
         return Work(lambda: None)
 
     def recv(self, tensors: list[torch.Tensor], src: int, tag: int) -> Work:
         def wait() -> None:
-            tensors[0].copy_(self.box.letters[src, self.rank, tag].get(timeout=10))
+            tensors[0].copy_(self.box.letters(src, self.rank, tag).get(timeout=10))
 
         return Work(wait)
 
@@ -52,11 +58,11 @@ class InProcessGroup:
         def wait() -> None:
             for peer in range(self.box.size):
                 if peer != self.rank:
-                    self.box.letters[self.rank, peer, -1].put(mine)
+                    self.box.letters(self.rank, peer, -1).put(mine)
             parts = {self.rank: mine}
             for peer in range(self.box.size):
                 if peer != self.rank:
-                    parts[peer] = self.box.letters[peer, self.rank, -1].get(timeout=10)
+                    parts[peer] = self.box.letters(peer, self.rank, -1).get(timeout=10)
             tensors[0].copy_(torch.stack([parts[rank] for rank in range(self.box.size)]).sum(0))
 
         return Work(wait)
@@ -111,7 +117,12 @@ CUTS = [Bucket(0, 64), Bucket(64, 448), Bucket(448, 512)]
 
 @pytest.mark.parametrize("num_passes", [1, 2, 3, 7, 8, 12])
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6])
-def test_exact_sums_have_equal_bits_on_any_number_of_ranks(size: int, num_passes: int) -> None:
+@pytest.mark.parametrize("direct_bytes", [0, 4 * 64, 1 << 16])
+def test_exact_sums_have_equal_bits_on_any_number_of_ranks(
+    monkeypatch: pytest.MonkeyPatch, size: int, num_passes: int, direct_bytes: int
+) -> None:
+    """By way of the owners, the direct way, and one beside the other."""
+    monkeypatch.setattr(exact, "_DIRECT_BYTES", direct_bytes)
     passes = torch.randn(num_passes, 512, generator=torch.Generator().manual_seed(num_passes)) * 1e3
     (alone,) = reduce_all("exact", 1, passes, CUTS)
     for result in reduce_all("exact", size, passes, CUTS, steps=3):

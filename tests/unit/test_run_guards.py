@@ -78,6 +78,59 @@ def test_an_inner_loop_never_entered_is_found(steps: Iterator[Step]) -> None:
         next(steps)
 
 
+# -- a loop that is left -------------------------------------------------------------------------------------------
+
+
+def test_the_first_step_can_be_taken_without_a_loop(run: squall.Run, model: nn.Module) -> None:
+    """`next(run.steps(data))` drops the iterator at once; the step still reads its batches."""
+    step = next(run.steps(make_data()))
+    compute(step, model)
+    update(run)
+    result = run.finish()
+    assert result.outcome == "stopped"
+    assert result.advice == "run.steps was left after 1 of 2 steps; a loop over it does all"
+    assert result.values["ledger"]["samples"] == 8
+
+
+def test_a_loop_that_is_left_between_its_steps_is_stopped(run: squall.Run, model: nn.Module) -> None:
+    for step in run.steps(make_data()):
+        if step.index == 1:
+            break
+        compute(step, model)
+        update(run)
+    assert run.finish().values["steps"] == 1
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_step_that_was_begun_is_finished_before_the_run(
+    complete: bool, run: squall.Run, steps: Iterator[Step], model: nn.Module
+) -> None:
+    step = next(steps)
+    (compute if complete else leave_early)(step, model)
+    with pytest.raises(RunError, match=r"run\.steps was left in step 0, before its update") as error:
+        run.finish()
+    found = "optimizer.step() was not called" if complete else "not all of the step's batches were computed"
+    assert found in str(error.value)
+
+
+@pytest.mark.parametrize("call", ["finish", "close"])
+def test_a_run_that_was_ended_in_its_loop_goes_no_further(call: str, run: squall.Run, model: nn.Module) -> None:
+    def ends() -> None:
+        for step in run.steps(make_data()):
+            compute(step, model)
+            update(run)
+            getattr(run, call)()
+
+    with pytest.raises(RunError, match=r"run\.steps cannot go on to step 1: the run has ended"):
+        ends()
+
+
+def test_two_iterators_of_one_run_are_refused(run: squall.Run) -> None:
+    run.steps(make_data())
+    with pytest.raises(RunError, match=r"run\.steps was called twice"):
+        run.steps(make_data())
+
+
 def test_clipping_and_the_loss_wait_for_all_batches(steps: Iterator[Step]) -> None:
     step = next(steps)
     with pytest.raises(RunError, match=r"step\.clip_grad_norm_ was called"):
@@ -369,3 +422,11 @@ def test_a_model_is_free_again_when_its_run_ends(model: nn.Module) -> None:
     optimizer.step()
     optimizer.zero_grad()
     assert train(model).outcome == "finished"
+
+
+def test_a_step_kept_beyond_the_end_of_its_run_says_so() -> None:
+    run = start(make_model())
+    step = next(run.steps(make_data()))
+    run.close()
+    with pytest.raises(RunError, match="step 0 was iterated after the run had ended"):
+        next(iter(step))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+from collections import OrderedDict, namedtuple
 from dataclasses import replace
 from typing import Any
 
@@ -34,9 +35,9 @@ class Scaled(nn.Module):
         return {"scores": self.layer(inputs) * factor}
 
 
-def in_bfloat16(layer: nn.Module, inputs: torch.Tensor = INPUTS) -> torch.Tensor:
+def in_bfloat16(layer: nn.Module, inputs: torch.Tensor = INPUTS, part: Any = lambda out: out) -> torch.Tensor:
     with torch.autocast("cpu", torch.bfloat16):
-        return layer(inputs).float()
+        return part(layer(inputs)).float()
 
 
 def test_a_copy_of_the_model_computes_with_its_own_weights() -> None:
@@ -106,6 +107,45 @@ def test_a_compiled_model_stays_under_autocast() -> None:
     assert found.dtype == torch.float32
     assert torch.equal(found, expected)
     assert len(graphs) == 1
+
+
+class Outputs(OrderedDict[str, torch.Tensor]):
+    """Like transformers': fields are items and attributes, and the class cannot be made without them."""
+
+    def __init__(self, *, scores: torch.Tensor) -> None:
+        super().__init__(scores=scores)
+        self.scores = scores
+
+    def to_tuple(self) -> tuple[torch.Tensor, ...]:
+        return tuple(self.values())
+
+
+Pair = namedtuple("Pair", "scores name")
+
+
+@pytest.mark.parametrize(
+    ("nested", "scores"),
+    [
+        (lambda y: Outputs(scores=y), lambda out: out.scores),
+        (lambda y: {"all": [Outputs(scores=y)]}, lambda out: out["all"][0]["scores"]),
+        (lambda y: Pair(y, "a name"), lambda out: out.scores),
+        (lambda y: (None, [y]), lambda out: out[1][0]),
+        (lambda y: nn.utils.rnn.PackedSequence(y, torch.tensor([4])), lambda out: out.data),
+    ],
+    ids=["outputs", "outputs inside", "named tuple", "tuple", "PackedSequence"],
+)
+def test_nested_outputs_keep_their_class_and_become_float32(nested: Any, scores: Any) -> None:
+    class Nests(nn.Linear):
+        def forward(self, inputs: torch.Tensor) -> Any:
+            return nested(super().forward(inputs))
+
+    model = Nests(5, 3)
+    expected = in_bfloat16(model, INPUTS, scores)
+    wrap_forward(model, "bf16", CPU)
+    found = model(INPUTS)
+    assert type(found) is type(nested(INPUTS))
+    assert scores(found).dtype == torch.float32
+    assert torch.equal(scores(found), expected)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import squall
+from squall.data.batches import Inspected, read
+from squall.data.order import Draw
 from squall.errors import InputError, UserCodeError
 from squall.metrics import auroc, f1
+from squall.run.guards import refuse_ignored
 from squall.task import probe
 from tests.unit.runs import CLASSES, make_data, make_model
 
@@ -131,13 +134,93 @@ def test_nested_outputs_and_targets_are_probed() -> None:
     )
 
 
+def test_the_probe_gives_the_loss_what_the_model_gives() -> None:
+    """A dataclass of outputs, as transformers' models return: a dict in its place would have no attributes."""
+
+    class Outputs(dict[str, torch.Tensor]):
+        def __init__(self, *, logits: torch.Tensor) -> None:
+            super().__init__(logits=logits)
+            self.logits = logits
+
+        def to_tuple(self) -> tuple[torch.Tensor, ...]:
+            return tuple(self.values())
+
+    assert probe(lambda out, y: F.cross_entropy(out.logits, y), Outputs(logits=SCORES), LABELS) == "mean"
+
+
 def test_targets_that_are_ignored_later_are_refused_when_they_come() -> None:
     """The probe saw none of them: the mean's count would shrink silently."""
     data = make_data(32)
     data[1] = (data[1][0], -100)  # not among the sixteen that are probed
     task = squall.Task(model=make_model, loss=F.cross_entropy, train=data)
-    with pytest.raises(InputError, match="a target is negative while the loss averages"):
+    with pytest.raises(InputError, match="a target is negative while the loss averages") as error:
         squall.train(task, squall.Recipe(**FIELDS, lr=0.1))
+    assert "-100 in train[1]" in str(error.value)
+
+
+def test_ignored_targets_of_an_evaluation_are_refused_too() -> None:
+    data = make_data(7)
+    data[5] = (data[5][0], -100)
+    task = squall.Task(model=make_model, loss=F.cross_entropy, train=make_data(16), val=data)
+    with pytest.raises(InputError, match="a target is negative while the loss averages") as error:
+        squall.train(task, squall.Recipe(**FIELDS, lr=0.1))
+    assert "-100 in val[5]" in str(error.value)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_ignored_targets_are_found_before_a_batch_goes_to_its_device(num_workers: int) -> None:
+    """Whatever the device: a look at a batch on a GPU would wait for it. A meta tensor cannot be looked at at all."""
+    data = make_data(8)
+    draws = [Draw(np.arange(i, i + 4), np.zeros(4, dtype=np.int64)) for i in (0, 4)]
+    reading = {"seed": 0, "device": torch.device("meta"), "num_workers": num_workers}
+    looked = Inspected(None, refuse_ignored)
+    assert len(list(read(data, draws, collate=looked, **reading))) == 2
+    data[6] = (data[6][0], -100)
+    batches = read(data, draws, collate=looked, **reading)
+    assert next(batches)[1][1].device.type == "meta"
+    with pytest.raises(InputError, match="a target is negative") as error:
+        next(batches)
+    assert "-100 in train[6]" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("targets", "found"),
+    [
+        (torch.tensor([0, -1, 2]), "-1 in val[8]"),
+        (torch.tensor([[0, 1], [1, 2], [1, -100]]), "-100 in val[9]"),
+        (torch.tensor([-1.0, 0.0, 1.0]), ""),
+        (torch.tensor([True, False, True]), ""),
+        (torch.zeros(0, dtype=torch.int64), ""),
+        ({"label": torch.tensor([-1])}, ""),
+    ],
+)
+def test_which_targets_a_mean_ignores(targets: Any, found: str) -> None:
+    draw = Draw(np.array([7, 8, 9]), np.zeros(3, dtype=np.int64))
+    if not found:
+        refuse_ignored((torch.zeros(3), targets), draw, "val")
+        return
+    with pytest.raises(InputError) as error:
+        refuse_ignored((torch.zeros(3), targets), draw, "val")
+    assert found in str(error.value)
+
+
+def test_a_collate_of_ones_own_is_looked_after_too() -> None:
+    data = make_data(32)
+    data[1] = (data[1][0], -100)
+
+    def pairs(samples: list[Any]) -> Any:
+        return torch.stack([row for row, _ in samples]), torch.tensor([label for _, label in samples])
+
+    task = squall.Task(model=make_model, loss=F.cross_entropy, train=data, collate=pairs)
+    with pytest.raises(InputError, match="a target is negative"):
+        squall.train(task, squall.Recipe(**FIELDS, lr=0.1))
+
+
+def test_a_sum_may_ignore_targets() -> None:
+    data = make_data(32)
+    data[1] = (data[1][0], -100)
+    loss = partial(F.cross_entropy, reduction="sum")
+    assert squall.train(squall.Task(model=make_model, loss=loss, train=data), squall.Recipe(**FIELDS, lr=0.1))
 
 
 # -- step= ---------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from squall.optim.build import build
 from squall.recipe import DataSpec
 from squall.strategy import STRATEGIES
 from squall.training import session
+from squall.training.measure import measure
 from squall.training.parts import attribute, data_of
 from tests.unit.runs import make_data, make_model
 
@@ -148,6 +149,22 @@ def test_an_exception_of_squalls_own_stays_what_it_is(monkeypatch: pytest.Monkey
     monkeypatch.setitem(STRATEGIES, "sync", namespace["strategy"])
     with pytest.raises(FileNotFoundError):
         train()
+
+
+# -- measuring a run again -------------------------------------------------------------------------------------------
+
+
+def failing() -> nn.Module:
+    raise KeyError("gooseneck")
+
+
+def test_a_factory_that_fails_when_a_run_is_measured_shows_its_line(tmp_path: Path) -> None:
+    recipe = squall.Recipe(**FIELDS, lr=0.1)
+    sets = {"loss": F.cross_entropy, "train": make_data(), "val": make_data()}
+    squall.train(squall.Task(model=make_model, **sets), recipe, out=tmp_path / "run", sinks=())
+    with pytest.raises(UserCodeError, match="your code raised KeyError at the model factory") as error:
+        measure(recipe, squall.Task(model=failing, **sets), tmp_path / "run", join("cpu"))
+    assert 'raise KeyError("gooseneck")' in str(error.value)
 
 
 # -- the optimiser's state -----------------------------------------------------------------------------------------

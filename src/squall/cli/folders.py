@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from typing import TextIO
 
-from squall.errors import UserCodeError
-from squall.run.folder import make
+from squall.errors import InputError, UserCodeError
+from squall.records import Ended, read
+from squall.run.folder import RECORDS, RESULT, Folder, clear, make, note_end, write_json
 
 RUNS = Path("runs")
+_SIGNALLED = 128  # a job's exit status is this and the number of the signal that stopped its launcher
 
 
 def fresh(name: str, now: datetime | None = None, runs: Path = RUNS, *, create: bool = False) -> Path:
@@ -30,12 +37,83 @@ def fresh(name: str, now: datetime | None = None, runs: Path = RUNS, *, create: 
             return path
 
 
+@contextmanager
+def whole(path: Path) -> Iterator[TextIO]:
+    """A text file to write that takes its name when it is whole; until then, and after an error, the old one stays.
+
+    What is no plain file (a pipe, /dev/stdout, a link to somewhere else) is written in place.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        with path.open("w", newline="", encoding="utf-8") as file:
+            yield file
+        return
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with partial.open("w", newline="", encoding="utf-8") as file:
+            yield file
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def note_ranks_end(folder: Path, status: int, message: str, *, made: bool) -> None:
+    """After all ranks have ended: what rank 0 could not write itself, killed or stopped by the end of another.
+
+    Arguments:
+        folder: the run's.
+        status: what the job ends with.
+        message: what its launcher said.
+        made: the folder was made for this run.
+    """
+    if not folder.is_dir():
+        return
+    try:
+        taken = Folder(folder, ended=True)  # a killed rank's lock goes with it
+    except InputError:  # another run was faster: the ranks left it alone, and so do we
+        return
+    if (folder / RECORDS).is_file():
+        _complete(folder, status, message)
+    else:
+        clear(folder)  # nothing was trained
+    taken.close()
+    if made:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def _complete(folder: Path, status: int, message: str) -> None:
+    """Writes how a run ended if its rank 0 did not, and the error that explains it instead of one that follows."""
+    headline = _headline(message)
+    if not (folder / RESULT).is_file():
+        events = read(folder / RECORDS)
+        steps = [event for event in events if event["kind"] == "step"]
+        done, seconds = (steps[-1]["step"] + 1, steps[-1]["seconds"]) if steps else (0, 0.0)
+        outcome = "stopped" if status > _SIGNALLED else "failed"
+        name = next((event["name"] for event in events if event["kind"] == "started"), folder.name)
+        found = {"name": name, "outcome": outcome, "steps": done, "error": headline, f"{outcome}_at_step": done}
+        note_end(folder, Ended(outcome, "", seconds, {**found, "seconds": seconds}))
+        return
+    found = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    if found["outcome"] == "failed" and found["error"] != headline:
+        write_json(folder / RESULT, {**found, "error": headline})
+
+
+def _headline(message: str) -> str:
+    """A launcher's message in one line; of a traceback its last."""
+    first, *rest = message.splitlines() or [""]
+    headline = re.sub(r"\s*\(exit \d+\)$", "", first).removeprefix("squall: ")
+    if rest and rest[0].startswith("Traceback"):
+        headline += ": " + next((line for line in reversed(rest) if not line.startswith(" ")), "")
+    return headline
+
+
 def log_traceback(error: UserCodeError, folder: Path, rank: int) -> UserCodeError:
     """Writes the whole traceback of the user's code into the run's folder, and says so in the error's last line."""
-    if not error.traceback or not folder.is_dir():
+    if not error.traceback:
         return error
     path = folder / f"rank-{rank}.log"
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         path.write_text(error.traceback, encoding="utf-8")
     except OSError:
         return error

@@ -64,7 +64,7 @@ def header(recipe: Recipe, about: Words, started: Started, version: str) -> list
     order = order_of(recipe, started.num_samples)
     rows = {
         "data": about.data,
-        "model": f"{about.model}, {count(started.num_parameters)} parameters",
+        "model": f"{about.model}, {count(started.num_parameters)} parameters{_start(recipe)}",
         "minibatch": minibatch(recipe, order, about.unit),
         "rate": rate(recipe),
     }
@@ -86,6 +86,15 @@ def first_line(started: Started, recipe: Recipe, version: str) -> str:
     parts += ["channels-last"] * compute.channels_last + ["compiled"] * compute.compile
     parts += [f"{compute.fuse} workers a pass"] * (compute.fuse > 1)
     return f"squall {version}, torch {torch}, {device}: {', '.join(parts)}, {compute.reduction} reduction"
+
+
+def _start(recipe: Recipe) -> str:
+    """Where the first weights come from, and which do not."""
+    model = recipe.model
+    if model is None or model.weights is None:
+        return ""
+    own = f", but {' '.join(model.weights_skip)} as made (weights_skip)" if model.weights_skip else ""
+    return f"; weights of {model.weights}{own}"
 
 
 def minibatch(recipe: Recipe, order: Order, unit: str) -> str:

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from squall.cli import flags, processes
+from squall.cli.folders import whole
 from squall.cli.target import import_from, load_task
 from squall.errors import InputError
 from squall.units import count
 
 if TYPE_CHECKING:
     import torch
+
+    from squall.recipe import Recipe
 
 
 def evaluate(
@@ -37,7 +40,7 @@ def evaluate(
     place = processes.job(processes_)
     size = processes_ or 1
     with processes.threads_before_torch(_threads(run)):
-        if save is not None and place is None:
+        if save is not None and (place is None or place.rank == 0):
             _writable(save)
         if place is None and size > 1:
             given = [run, f"--data={flags.data_folder(data)}", *([f"--task={task}"] if task else [])]
@@ -63,7 +66,7 @@ def _measure(
     own = load_task(task_file)[1] if task_file is not None else None
     world = join(device)
     try:
-        task = own or compose(recipe, world, data_folder)
+        task = own or compose(_unstarted(recipe), world, data_folder)
         if task.val is None and task.test is None:
             raise InputError(f"{folder} has neither a validation nor a test set", [("found", "training data only")])
         found = measure(recipe, task, folder, world, predictions=save is not None)
@@ -74,6 +77,13 @@ def _measure(
     finally:
         world.close()
     return 0
+
+
+def _unstarted(recipe: Recipe) -> Recipe:
+    """The recipe without the weights that its training started from: they may be gone, and are not needed."""
+    assert recipe.model is not None
+    model = recipe.model.model_copy(update={"weights": None, "weights_skip": ()})
+    return recipe.model_copy(update={"model": model})
 
 
 def _show(
@@ -102,8 +112,15 @@ def _show(
 
 
 def _save(path: Path, rows: torch.Tensor, task: Any) -> None:
+    try:
+        _write(path, rows, task)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written", [("found", error.strerror or str(error))]) from error
+
+
+def _write(path: Path, rows: torch.Tensor, task: Any) -> None:
     classes = getattr(task.test if task.test is not None else task.val, "classes", None)
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with whole(path) as file:
         out = csv.writer(file)
         out.writerow(["index", "target", "prediction", "probability", *(["class"] if classes else [])])
         for index, (target, predicted, probability) in enumerate(rows.tolist()):
@@ -120,11 +137,12 @@ def export(
     json_: flags.JsonFlag = False,
 ) -> int:
     """Write a run's weights as plain safetensors under the module's own parameter names."""
-    from squall.run.folder import EMA_WEIGHTS, WEIGHTS
+    from squall.run.folder import EMA_WEIGHTS
+    from squall.training.saved import weights_of
 
     folder, values = _run(run)
-    averaged = (folder / EMA_WEIGHTS).is_file() and not raw
-    source = folder / (EMA_WEIGHTS if averaged else WEIGHTS)
+    source = weights_of(folder, ema=False if raw else None)
+    averaged = source.name == EMA_WEIGHTS
     path = to or Path(f"{values.get('name', folder.name)}.safetensors")
     if path.suffix != ".safetensors":
         raise InputError(

@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
-from squall.cli import data, doctor, explain, look, recipes, train
+from squall.cli import data, doctor, explain, look, recipes, train, voices
 from squall.cli.processes import RanksFailed
+from squall.cluster.place import Place
 from squall.engine.report import REPORTS
 from squall.engine.spmd import as_rank
 from squall.errors import InputError, SquallError
+from squall.version import own_version
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells give it: 128 + SIGINT."""
@@ -77,20 +80,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if REPORTS in os.environ:  # a rank of a launch: its launcher prints
         return as_rank(lambda: _run(arguments))
+    place = voices.job()
+    if place is not None:
+        voices.quiet_torch()
     try:
         return _run(arguments)
-    except SquallError as error:
-        sys.stdout.flush()
-        print(error.render(), file=sys.stderr)
-        return error.exit_status
     except RanksFailed as failed:
         return failed.status
     except KeyboardInterrupt:
-        print("squall: stopped by Ctrl-C", file=sys.stderr)
+        if place is None or place.rank == 0:
+            print("squall: stopped by Ctrl-C", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone: squall recipes | head -1
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except Exception as error:
+        if place is not None:
+            return voices.say(error, place, _text(error, place))
+        if not isinstance(error, SquallError):
+            raise
+        voices.tell(error.render())
+        return error.exit_status
+
+
+def _text(error: Exception, place: Place) -> str:
+    """An error of a rank as it is printed: with its number where it is not that of all ranks."""
+    rank = f"rank {place.rank} of {place.size}" if place.rank else ""
+    if not isinstance(error, SquallError):
+        return f"squall: {rank or 'rank 0'} failed\n{''.join(traceback.format_exception(error)).rstrip()}"
+    if rank and rank not in error.headline:
+        named = SquallError(f"{error.headline}, {rank}", error.rows, error.hint)
+        named.exit_status = error.exit_status
+        return named.render()
+    return error.render()
 
 
 def _run(arguments: Sequence[str] | None) -> int:
@@ -103,16 +125,6 @@ def _run(arguments: Sequence[str] | None) -> int:
     if status == INTERRUPTED:  # typer's forms of Ctrl-C: this one, or Abort
         raise KeyboardInterrupt
     return status if isinstance(status, int) else 0
-
-
-def own_version() -> str:
-    """Squall's version, without loading torch."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("squall-train")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def _usage(error: BaseException) -> InputError:

@@ -8,6 +8,7 @@ P processes              ->  the same command again, P times, by `squall.engine.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -75,9 +76,9 @@ def check_passes(processes: int, recipe: Recipe, num_passes: int) -> None:
 class RanksFailed(Exception):  # noqa: N818 - no error of ours: an end that was reported already
     """The ranks ended with a status other than 0, and their launcher has said why."""
 
-    def __init__(self, status: int) -> None:
-        super().__init__(status)
-        self.status = status
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(status, message)
+        self.status, self.message = status, message
 
 
 def again(arguments: Sequence[str], processes: int, threads: int) -> int:
@@ -86,11 +87,14 @@ def again(arguments: Sequence[str], processes: int, threads: int) -> int:
     Raises:
         RanksFailed: they ended otherwise.
     """
-    from squall.engine.spmd import launch
+    from squall.engine.spmd import run_ranks
 
-    status = launch(["-m", "squall", *arguments], processes, threads=threads)
-    if status:
-        raise RanksFailed(status)
+    outcome = run_ranks(["-m", "squall", *arguments], processes, threads=threads)
+    if outcome.message:
+        sys.stdout.flush()
+        print(outcome.message, file=sys.stderr, flush=True)
+    if outcome.status:
+        raise RanksFailed(outcome.status, outcome.message)
     return 0
 
 

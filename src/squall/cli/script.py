@@ -39,17 +39,17 @@ from squall import Loss, Run
 from squall.metrics import Metrics
 from squall.optim.build import build
 from squall.recipe import DataSpec, ModelSpec
-from squall.training.parts import data_of, model_of
+{imported}from squall.training.parts import data_of, model_of
 
 MODEL = ModelSpec({model})
 DATA = DataSpec({data})
 
 
 def step(model: nn.Module, batch: Any) -> tuple[Loss, Metrics]:
-    """One virtual worker's samples -> a sum and its count, never a mean."""
+    """{step}"""
     images, labels = batch
     logits = model(images)
-    loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing={label_smoothing})
+    loss = F.cross_entropy(logits, labels, reduction="{reduction}", label_smoothing={label_smoothing})
     return Loss(loss, len(labels)), {{"accuracy": squall.mean(logits.argmax(1) == labels)}}
 
 
@@ -81,7 +81,15 @@ def main() -> None:
 {rate}
     )
     model, optimizer = run.setup(model, optimizer, lr=rate)
-    job = Job(step=step, train=train, val=val, test=test, num_workers={num_workers}, clip_grad_norm={clip_grad_norm})
+    job = Job(
+        step=step,
+        measure={measure},
+        train=train,
+        val=val,
+        test=test,
+        num_workers={num_workers},
+        clip_grad_norm={clip_grad_norm},
+    )
     minibatch(run, model, optimizer, job)
     result = run.finish()
     run.close()
@@ -94,6 +102,12 @@ if __name__ == "__main__":
 '''
 
 
+_STEPS = {
+    "sample": "One virtual worker's samples -> a sum and its count, never a mean.",
+    "worker": "One virtual worker's samples -> the loss of its whole batch, weighed by their number.",
+}
+
+
 def script(recipe: Recipe) -> str:
     """The complete script.
 
@@ -103,7 +117,7 @@ def script(recipe: Recipe) -> str:
     _check(recipe)
     assert recipe.model is not None
     assert recipe.data is not None
-    compute, optimizer = recipe.compute, recipe.optimizer
+    compute, optimizer, over_worker = recipe.compute, recipe.optimizer, recipe.loss_over == "worker"
     run = {
         "epochs": recipe.epochs,
         "global_batch_size": recipe.global_batch_size,
@@ -124,6 +138,10 @@ def script(recipe: Recipe) -> str:
         file=f"{recipe.name.replace('-', '_')}.py",
         model=_call({**recipe.model.model_dump()}),
         data=_call(recipe.data.model_dump()),
+        step=_STEPS[recipe.loss_over],
+        reduction="mean" if over_worker else "sum",
+        measure="over_samples(step)" if over_worker else "step",
+        imported="from squall.task import over_samples\n" if over_worker else "",
         label_smoothing=recipe.loss.label_smoothing,
         job=_source("Job"),
         loop=_source("minibatch"),

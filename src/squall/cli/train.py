@@ -16,10 +16,9 @@ from typing import Annotated, Any
 import typer
 
 from squall.cli import flags, processes, sizes
-from squall.cli.folders import fresh, log_traceback
+from squall.cli.folders import fresh, log_traceback, note_ranks_end
 from squall.cli.target import Target, resolve
-from squall.cluster.place import Place
-from squall.errors import InputError, UserCodeError
+from squall.errors import UserCodeError
 from squall.recipe import to_toml
 from squall.run.folder import check_free
 
@@ -53,9 +52,8 @@ def train(
 ) -> int:
     """Train a recipe, a .toml file or a task's .py file."""
     place = processes.job(processes_)
-    with _said_once(place):
-        wish = Wish(resolve(target, overrides or []), flags.data_folder(data), device, quiet, json_)
-        sizes.check_files(wish.target, wish.data_folder)
+    wish = Wish(resolve(target, overrides or []), flags.data_folder(data), device, quiet, json_)
+    sizes.check_files(wish.target, wish.data_folder)
     recipe, num_train = wish.target.recipe, sizes.num_train(wish.target, wish.data_folder)
     passes = sizes.num_passes(recipe, num_train)
     if place is not None and not dry_run:
@@ -88,22 +86,16 @@ def _taken(out: Path | None, name: str, creates: bool) -> Iterator[Path]:
                 folder.parent.rmdir()
 
 
-@contextmanager
-def _said_once(place: Place | None) -> Iterator[None]:
-    """All ranks of a job find the same mistake in what was given; rank 0 says it."""
-    try:
-        yield
-    except InputError as error:
-        if place is not None and place.rank:
-            raise typer.Exit(error.exit_status) from None
-        raise
-
-
 def _launch(wish: Wish, overrides: list[str], size: int, folder: Path) -> int:
     arguments = ["train", wish.target.given, *overrides, f"--out={folder}", f"--data={wish.data_folder}"]
     arguments += [f"--device={wish.device}"] if wish.device else []
     arguments += ["--quiet"] * wish.quiet + ["--json"] * wish.json
-    return processes.again(arguments, size, wish.target.recipe.compute.threads)
+    made = not folder.exists()
+    try:
+        return processes.again(arguments, size, wish.target.recipe.compute.threads)
+    except processes.RanksFailed as failed:
+        note_ranks_end(folder, failed.status, failed.message, made=made)
+        raise
 
 
 def _work(wish: Wish, folder: Path) -> int:
@@ -134,8 +126,8 @@ def _work(wish: Wish, folder: Path) -> int:
 
 def _sink(wish: Wish, task: Any) -> Any:
     from squall.cli.header import words
-    from squall.cli.main import own_version
     from squall.cli.terminal import Terminal, json_lines
+    from squall.version import own_version
 
     if wish.json:
         return json_lines()

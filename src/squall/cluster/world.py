@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import os
 import socket
+import time
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, cast
@@ -25,6 +26,7 @@ from squall.cluster.lifeline import tie_to_launcher
 from squall.cluster.place import LOOPBACK, Place, find, is_loopback
 from squall.errors import InputError, RunError
 
+_RETRY_S = 0.05
 _JOINED = itertools.count()  # a script may train twice: the launcher's store still holds the first job's addresses
 
 
@@ -126,7 +128,7 @@ def join(device: str | None = None, timeout_s: float = 300.0) -> World:
     timeout = timedelta(seconds=timeout_s)
     store = None
     try:
-        store = PrefixStore(f"squall/{next(_JOINED)}", _store(place, timeout))
+        store = PrefixStore(f"squall/{_attempt()}/{next(_JOINED)}", _store(place, timeout))
         store.set(f"here/{place.rank}", "")
         group = _group(PrefixStore("group", store), place, chosen, timeout)
     except RuntimeError as error:
@@ -142,6 +144,45 @@ def join(device: str | None = None, timeout_s: float = 300.0) -> World:
         place.node,
         timeout_s,
     )
+
+
+def meet(place: Place, timeout_s: float) -> Store:
+    """The job's store for a few words that have nothing to do with a `World`: who says an error, after all has failed.
+
+    Where rank 0 holds the store, the one of its world may be alive still: then rank 0 is one of its clients as well.
+
+    Raises:
+        RuntimeError: nobody holds the store, or it is gone again.
+    """
+    timeout = timedelta(seconds=timeout_s)
+    host, port = place.master or (LOOPBACK, 0)
+    host = LOOPBACK if place.one_machine and not place.agent_store else host
+    words = f"words/{_attempt()}"
+    if place.rank == 0 and not place.agent_store:
+        try:
+            return PrefixStore(words, _store(place, timeout))
+        except (RunError, RuntimeError):  # its port is taken
+            pass
+    _wait_for_listener(host, port, timeout_s)
+    return PrefixStore(words, TCPStore(host, port, None, False, timeout))
+
+
+def _wait_for_listener(host: str, port: int, timeout_s: float) -> None:
+    """Returns when something listens at an address; torch's own wait ends in pages of its log."""
+    end = time.monotonic() + timeout_s
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=max(end - time.monotonic(), _RETRY_S)).close()
+            return
+        except OSError as error:
+            if time.monotonic() > end:
+                raise RuntimeError(f"nobody listens at {host}:{port}") from error
+            time.sleep(_RETRY_S)
+
+
+def _attempt() -> str:
+    """torchrun starts failed ranks again beside the same store, which still holds what the others said."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
 
 
 def _nobody_came(place: Place, store: Store | None, timeout_s: float, error: Exception) -> PeerMissingError:

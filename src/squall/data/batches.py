@@ -24,6 +24,7 @@ import random
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -41,6 +42,23 @@ Collate = Callable[[list[Any]], Any]
 Finish = Callable[[Any, Draw], Any]
 _AHEAD = 2  # batches a loader process works ahead
 _AT_ONCE = 256  # samples that a set which makes whole batches is asked for at once
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """A way to join samples whose batches are looked at before they go to a device: a look there would wait for it.
+
+    Arguments:
+        collate: joins a list of samples; None: torch's `default_collate`.
+        look: called with each joined batch, its draw and the set's name, in the process that reads; may raise.
+    """
+
+    collate: Collate | None
+    look: Callable[[Any, Draw, str], None]
+
+    def __call__(self, samples: list[Any]) -> Any:
+        """The joined samples, as a collate of one's own gives them."""
+        return (self.collate or default_collate)(samples)
 
 
 class MapStyle(Protocol):
@@ -68,7 +86,7 @@ def read(
         draws: what to read; asked for ahead of time by up to two draws per loader process.
         seed: the recipe's seed.
         device: where the batch goes (nested lists, tuples and mappings of tensors).
-        collate: joins a list of samples to a batch; by default torch's `default_collate`.
+        collate: joins a list of samples to a batch; by default torch's `default_collate`. May be `Inspected`.
         num_workers: loader processes; 0 reads in this one. A set that makes whole batches itself needs none.
         finish: called with the batch on its device and the draw; its result takes the batch's place.
         name: what errors call the data set.
@@ -171,7 +189,9 @@ class _Reader:
     def __init__(self, data: MapStyle, seed: int, collate: Collate | None, name: str) -> None:
         self.data = data
         self.seed = seed
-        self.collate = collate
+        inspected = collate if isinstance(collate, Inspected) else None
+        self.collate = inspected.collate if inspected else collate
+        self.look = inspected.look if inspected else None
         self.name = name
         self.read_of = read_of(data)
 
@@ -200,7 +220,10 @@ class _Reader:
         if get_worker_info() is not None:
             _check_shared_memory(samples)
         seed_sample(self.seed, int(draw.epochs[0]), ~int(draw.ids[0]))
-        return draw, self._joined(samples, draw)
+        batch = self._joined(samples, draw)
+        if self.look is not None:
+            self.look(batch, draw, self.name)
+        return draw, batch
 
     def _sample(self, index: int, epoch: int) -> Any:
         seed_sample(self.seed, epoch, index)

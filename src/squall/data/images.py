@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -58,10 +58,6 @@ class ImageSet:
         one = Draw(np.array([index % len(self)], dtype=np.int64), np.zeros(1, dtype=np.int64))
         inputs, targets = self.batch(one, 0, self.images.device)
         return inputs[0], int(targets[0])
-
-    def to(self, device: torch.device) -> ImageSet:
-        """The same set with its pixels and labels on another device."""
-        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
     def batch(self, draw: Draw, seed: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """The samples of a draw, augmented on `device`.

@@ -1,13 +1,14 @@
-"""Batches as people nest them: tensors in lists, tuples, named tuples and mappings, brought to a device.
+"""Batches and outputs as people nest them: tensors in lists, tuples, named tuples and mappings.
 
 Kernels may take another path, and give other bits, on memory that does not start at a multiple of 64 bytes, where
-torch's own allocations start: NumPy's arrays and slices are copied on the way.
+torch's own allocations start: NumPy's arrays and slices are copied on the way to a device.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,23 @@ def move(batch: Any, device: torch.device) -> Any:
 
 
 def each_tensor(function: Callable[[torch.Tensor], torch.Tensor], batch: Any) -> Any:
-    """Applies a function to each tensor of a nested batch; everything else stays as it is."""
+    """Applies a function to each tensor of a nested batch; everything else stays as it is, what moves itself too."""
     return _each_leaf(lambda leaf: function(leaf) if isinstance(leaf, torch.Tensor) else leaf, batch)
+
+
+def each_output(function: Callable[[torch.Tensor], torch.Tensor], outputs: Any) -> Any:
+    """Applies a function to each tensor of a model's nested outputs; everything else stays as it is.
+
+    What a batch hides behind a method `to` is opened here (a PackedSequence). A mapping is built anew, since a copy may
+    share its items with what the model returned: as a dict, or by its class where that is a dataclass of outputs
+    (transformers' and its likes, known by `to_tuple`), whose constructor fills attributes beside the items.
+    """
+    if isinstance(outputs, torch.Tensor):
+        return function(outputs)
+    if isinstance(outputs, Mapping):
+        items = {key: each_output(function, value) for key, value in outputs.items()}
+        return type(outputs)(**items) if hasattr(outputs, "to_tuple") else items
+    return _each_part(partial(each_output, function), outputs)
 
 
 def num_bytes(sample: Any) -> int:
@@ -57,11 +73,15 @@ def _each_leaf(function: Callable[[Any], Any], batch: Any) -> Any:
         for key, value in batch.items():
             out[key] = _each_leaf(function, value)
         return out
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(_each_leaf(function, part) for part in batch))
-    if type(batch) in (list, tuple):
-        return type(batch)(_each_leaf(function, part) for part in batch)
-    return batch
+    return _each_part(partial(_each_leaf, function), batch)
+
+
+def _each_part(function: Callable[[Any], Any], parts: Any) -> Any:
+    if isinstance(parts, tuple) and hasattr(parts, "_fields"):
+        return type(parts)(*map(function, parts))
+    if isinstance(parts, list | tuple):
+        return type(parts)(map(function, parts))
+    return parts
 
 
 def _moved(leaf: Any, device: torch.device) -> Any:

@@ -2,7 +2,7 @@
 
 `build` makes a network from a recipe's `[model]` table; `names` lists those that ship. Neither imports torch before a
 network is built. The parts: `resnet` and `mlp` (networks), `ghostnorm` (normalisation over virtual workers),
-`weights` (safetensors in and out, freezing), `flat` (a model as one vector).
+`weights` (safetensors in and out, freezing).
 """
 
 from squall.model.registry import build, names

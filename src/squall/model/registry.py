@@ -7,24 +7,22 @@ Adding a network is one line of `_FACTORIES`.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from squall.errors import InputError, Mistakes, nearest
+from squall.references import NoModuleError, find, is_reference
 
 if TYPE_CHECKING:
     from torch import nn
 
-_RESNET = "squall.model.resnet"
-
-# name -> module, function, the arguments that the name fixes
-_FACTORIES: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "mlp": ("squall.model.mlp", "mlp", {}),
-    **{f"resnet{depth}": (_RESNET, "cifar", {"depth": depth}) for depth in (8, 20, 32, 44, 56, 110)},
-    **{f"resnet{depth}": (_RESNET, "imagenet", {"depth": depth}) for depth in (18, 34, 50, 101, 152)},
+# name -> "module:factory", the arguments that the name fixes
+_FACTORIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "mlp": ("squall.model.mlp:mlp", {}),
+    **{f"resnet{depth}": ("squall.model.resnet:cifar", {"depth": depth}) for depth in (8, 20, 32, 44, 56, 110)},
+    **{f"resnet{depth}": ("squall.model.resnet:imagenet", {"depth": depth}) for depth in (18, 34, 50, 101, 152)},
 }
 
 
@@ -49,13 +47,13 @@ def build(name: str, arguments: Mapping[str, Any]) -> nn.Module:
         77754
     """
     own = ":" in name
-    module, function, fixed = (*name.partition(":")[::2], {}) if own else _find(name)
-    factory = _import(name, module, function)
+    reference, fixed = (name, {}) if own else _shipped(name)
+    factory = _import(reference)
     _check_arguments(name, factory, fixed, arguments, check_values=not own)
     return _checked_module(name, factory(**fixed, **arguments))
 
 
-def _find(name: str) -> tuple[str, str, dict[str, Any]]:
+def _shipped(name: str) -> tuple[str, dict[str, Any]]:
     if name not in _FACTORIES:
         near = nearest(name, names())
         raise InputError(
@@ -68,36 +66,33 @@ def _find(name: str) -> tuple[str, str, dict[str, Any]]:
     return _FACTORIES[name]
 
 
-def _import(name: str, module: str, function: str) -> Callable[..., Any]:
+def _import(name: str) -> Callable[..., Any]:
+    headline = f"the model {name!r} cannot be imported"
+    if not is_reference(name):
+        raise InputError(headline, [("rule", 'it is written "package.module:factory"')])
     try:
-        found: Any = importlib.import_module(module)
-    except (ModuleNotFoundError, ValueError) as error:
-        # A module that the user's module fails to import is the user's error, with its own traceback.
-        missing = getattr(error, "name", None)
-        if missing is not None and missing != module and not module.startswith(f"{missing}."):
-            raise
+        module, factory = find(name)
+    except NoModuleError as error:
         raise InputError(
-            f"the model {name!r} cannot be imported",
+            headline,
             [
-                ("found", f"no module {missing or module!r} on the import path"),
+                ("found", f"no module {error.name!r} on the import path"),
                 ("to do", "install it, or start where it lies: PYTHONPATH=. squall ..."),
             ],
         ) from None
-    for part in function.split("."):
-        if not hasattr(found, part):
-            public = [key for key in vars(found) if not key.startswith("_") and callable(getattr(found, key))]
-            near = nearest(part, public)
-            raise InputError(
-                f"the model {name!r} cannot be imported",
-                [("found", f"{module} has no {part!r}"), ("near", " ".join(near) if near else "nothing")],
-            )
-        found = getattr(found, part)
-    if not callable(found):
+    if factory is None:
+        function = name.partition(":")[2]
+        public = [key for key, value in vars(module).items() if not key.startswith("_") and callable(value)]
+        near = nearest(function, public)
         raise InputError(
-            f"the model {name!r} cannot be called", [("found", f"an object of type {type(found).__name__}")]
+            headline,
+            [("found", f"{module.__name__} has no {function!r}"), ("near", " ".join(near) if near else "nothing")],
         )
-    factory: Callable[..., Any] = found
-    return factory
+    if not callable(factory):
+        raise InputError(
+            f"the model {name!r} cannot be called", [("found", f"an object of type {type(factory).__name__}")]
+        )
+    return cast(Callable[..., Any], factory)
 
 
 def _check_arguments(

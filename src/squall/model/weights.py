@@ -8,6 +8,7 @@ Squall can read what others published for the same module.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -27,6 +28,7 @@ FILE_NAME = "weights.safetensors"
 _PICKLES = frozenset({".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".tar"})
 _WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every name
 _MOST_ROWS = 20
+_MOST_MODULES = 4
 
 
 def save(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
@@ -50,7 +52,7 @@ def save(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str,
         partial.unlink(missing_ok=True)
 
 
-def load_into(model: nn.Module, source: Path, *, strict: bool = True) -> list[str]:
+def load_into(model: nn.Module, source: Path, *, strict: bool = True, skip: Sequence[str] = ()) -> list[str]:
     """Copies the tensors of a file into a model's parameters and buffers of the same names.
 
     Everything is compared before anything is copied. A prefix `module.` or `_orig_mod.` before every name of the file
@@ -60,23 +62,27 @@ def load_into(model: nn.Module, source: Path, *, strict: bool = True) -> list[st
         model: keeps its devices, dtypes and memory formats.
         source: a .safetensors file, or the folder of a run.
         strict: all names and shapes must agree; otherwise what does not fit keeps its first values.
+        skip: patterns, as of `freeze`, of tensors that the file may lack or hold in another shape: another head. The
+            model's keep their first values, the file's are not read.
 
     Returns:
-        The model's tensors that were left as they were; none if `strict`.
+        The model's tensors that were left as they were; only those of `skip` if `strict`.
 
     Raises:
         InputError: no such file, a pickle, a damaged file; names or shapes that do not agree (all of them at once);
-            nothing that agrees.
+            nothing that agrees; a pattern that matches nothing.
     """
     path = _weights_file(source)
     with _open(path) as file:
         own = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
         stored = _without_wrapper(list(file.keys()), own)
-        shapes = {name: tuple(file.get_slice(key).get_shape()) for name, key in stored.items()}
-        fitting = [name for name in own if shapes.get(name) == tuple(own[name].shape)]
+        skipped = _skipped(skip, [*own, *(name for name in stored if name not in own)])
+        shapes = {name: tuple(file.get_slice(key).get_shape()) for name, key in stored.items() if name not in skipped}
+        wanted = {name: value for name, value in own.items() if name not in skipped}
+        fitting = [name for name in wanted if shapes.get(name) == tuple(wanted[name].shape)]
         if strict:
-            _raise_differences(path, model, own, shapes)
-        elif own and not fitting:
+            _raise_differences(path, model, wanted, shapes)
+        elif wanted and not fitting:
             raise InputError(
                 f"nothing in {path} fits the model",
                 [("found", _some(list(shapes))), ("model has", _some(list(own)))],
@@ -84,7 +90,21 @@ def load_into(model: nn.Module, source: Path, *, strict: bool = True) -> list[st
         with torch.no_grad():
             for name in fitting:
                 own[name].copy_(file.get_tensor(stored[name]))
-    return [name for name in own if shapes.get(name) != tuple(own[name].shape)]
+    return [name for name in own if name not in fitting]
+
+
+def _skipped(patterns: Sequence[str], names: Sequence[str]) -> set[str]:
+    """The names that patterns match; one that matches none is a mistake."""
+    mistakes = Mistakes("model.weights_skip")
+    found: set[str] = set()
+    for pattern in patterns:
+        matched = {name for name in names if _matches(name, pattern)}
+        if not matched:
+            near = nearest(pattern.rstrip(".*"), _module_names(names))
+            mistakes.add(repr(pattern), f"matches no tensor. Near: {' '.join(near) or _some(list(names))}")
+        found |= matched
+    mistakes.raise_if_any()
+    return found
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
@@ -199,7 +219,7 @@ def _raise_differences(
             rows.append((name, f"the model has no such tensor{'. Near: ' + near[0] if near else ''}"))
     if not rows:
         return
-    mistakes = Mistakes(f"the weights {path}", hint=_head(model, own, shapes))
+    mistakes = Mistakes(f"the weights {path}", hint=_remedy(model, own, shapes))
     for row in rows[:_MOST_ROWS]:
         mistakes.add(*row)
     if len(rows) > _MOST_ROWS:
@@ -207,21 +227,25 @@ def _raise_differences(
     mistakes.raise_if_any()
 
 
-def _head(model: nn.Module, own: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """What to do if only a last layer's number of classes differs."""
-    different = [name for name in own if shapes.get(name) != tuple(own[name].shape)]
-    modules = {name.rpartition(".")[0] for name in different}
-    if len(modules) != 1 or not set(shapes) <= set(own) or any(name not in shapes for name in different):
-        return ""
-    (head,) = modules
-    if any(own[name].shape[1:] != shapes[name][1:] or not shapes[name] for name in different):
-        return ""
-    if list(dict.fromkeys(name.rpartition(".")[0] for name, _ in model.named_parameters()))[-1] != head:
-        return ""
-    there, here = shapes[different[0]][0], own[different[0]].shape[0]
+def _remedy(model: nn.Module, own: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """What to do if the difference is meant: another head above all."""
+    reshaped = [name for name in own if name in shapes and shapes[name] != tuple(own[name].shape)]
+    different = [
+        *reshaped,
+        *(name for name in own if name not in shapes),
+        *(name for name in shapes if name not in own),
+    ]
+    modules = list(dict.fromkeys(name.rpartition(".")[0] or name for name in different))
+    if len(modules) > _MOST_MODULES:
+        return "model.weights_skip leaves tensors as the model made them, by name or pattern"
+    keep = f"model.weights_skip={json.dumps(modules)} to keep the model's own"
+    last = [name.rpartition(".")[0] or name for name, _ in model.named_parameters()][-1:]
+    if modules != last or different != reshaped or any(own[n].shape[1:] != shapes[n][1:] for n in reshaped):
+        return f"if that is meant: {keep}"
+    there, here = shapes[reshaped[0]][0], own[reshaped[0]].shape[0]
     return (
-        f"{head} in the file is a head of {there:,} classes, the model's has {here:,}: "
-        f"set num_classes = {there}, or load_into(..., strict=False) to keep the model's own head"
+        f"{modules[0]} in the file is a head of {there:,} classes, the model's has {here:,}: "
+        f"set num_classes = {there}, or {keep}"
     )
 
 

@@ -8,7 +8,6 @@ pass over memory in place of five, and one kernel a rule, so that its bits are t
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from torch.optim import Optimizer
 from squall.errors import InputError, Mistakes, nearest
 from squall.optim.groups import parameter_groups
 from squall.optim.lars import LAMB, LARS
+from squall.references import NoModuleError, find, is_reference
 
 # Adagrad: no epsilon that shows (Dean et al. 2012 have none), yet 0/0 is 0; the fused kernel has NaN at exactly 0.
 _ADAGRAD_EPS = 1e-20
@@ -156,28 +156,25 @@ def build(
 
 def _own_class(name: str) -> _Rule:
     """The class that "package.module:Class" names."""
-    module_name, colon, class_name = name.partition(":")
-    if not (colon and class_name.isidentifier() and all(part.isidentifier() for part in module_name.split("."))):
+    if not is_reference(name):
         near = nearest(name, names(), most=1)
         hint = f" Near: {near[0]}" if near else ""
         rule = f'not known. One of: {" ".join(names())}, or "package.module:Class".{hint}'
         raise InputError("1 mistake in optimizer", [(f"optimizer.name={name}", rule)])
     try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module is there; something that it imports is not
+        module, found = find(name)
+    except NoModuleError as error:
         raise InputError(
             f"optimizer.name={name}: there is no module {error.name}",
             [("to do", "install it, or start squall where it can be imported from")],
         ) from error
-    found = getattr(module, class_name, None)
+    class_name = name.partition(":")[2]
     if not (isinstance(found, type) and issubclass(found, Optimizer)):
         classes = [
             key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, Optimizer)
         ]
         raise InputError(
-            f"optimizer.name={name}: {module_name} has no optimiser {class_name}",
+            f"optimizer.name={name}: {module.__name__} has no optimiser {class_name}",
             [
                 ("found", "no such name" if found is None else f"{found!r}, no subclass of torch.optim.Optimizer"),
                 ("valid", " ".join(sorted(classes)) or "that module has no optimiser class"),

@@ -6,14 +6,11 @@ is fixed: blocks of 4,096 values, each summed by one thread in float64, then blo
     values   [4096] [4096] [4096] ... [rest, zeros]
     sums        s0     s1     s2  ...      sm          -> the same again, until one value is left
 
-Layer-wise rates and gradient clipping turn such a norm into a factor on every weight: one bit here is all bits there.
+Layer-wise rates turn such a norm into a factor on every weight of a layer: one bit here is all bits there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -30,19 +27,6 @@ def norm(tensor: Tensor) -> Tensor:
         A float64 tensor of no dimensions on the same device; no synchronisation with the host.
     """
     return _sum(tensor.detach().reshape(-1).double().square()).sqrt()
-
-
-def total_norm(tensors: Iterable[Tensor]) -> Tensor:
-    """The Euclidean norm of many tensors as one long vector, in the order given.
-
-    Arguments:
-        tensors: any shapes, all on one device.
-
-    Returns:
-        A float64 tensor of no dimensions; 0 for no tensors.
-    """
-    squares = [_sum(tensor.detach().reshape(-1).double().square()) for tensor in tensors]
-    return _sum(torch.stack(squares)).sqrt() if squares else torch.zeros((), dtype=torch.float64)
 
 
 def _sum(values: Tensor) -> Tensor:

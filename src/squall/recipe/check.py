@@ -181,6 +181,8 @@ def _name(label: str, name: Any, valid: Sequence[str], own: str) -> Iterator[Row
 
 def _model(model: Mapping[str, Any]) -> Iterator[Row]:
     name = model.get("name")
+    if model.get("weights_skip") and not model.get("weights"):
+        yield f"model.weights_skip={shown(model['weights_skip'])}", "needs model.weights: a file or a run to start from"
     if not isinstance(name, str):
         return
     if name not in MODELS and not is_own(name):
@@ -190,7 +192,7 @@ def _model(model: Mapping[str, Any]) -> Iterator[Row]:
         return
     valid = list(MODELS[name])
     for key in model:
-        if key not in ("name", "weights", "freeze", *valid):
+        if key not in ("name", "weights", "weights_skip", "freeze", *valid):
             near = nearest(key, valid) or valid
             yield f"model.{key}={shown(model[key])}", f"no such argument of {name}. Near: {', '.join(near)}"
 

@@ -12,9 +12,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from squall.data.sizes import BATCH_FIELDS
 from squall.errors import InputError, Mistakes, nearest
 from squall.recipe.names import FIELDS_OF_RULES, is_own
-from squall.recipe.resolve import BATCH_FIELDS, PLAIN, keep_two_batch_fields, short_forms
+from squall.recipe.resolve import PLAIN, keep_two_batch_fields, short_forms
 from squall.recipe.spec import Recipe, build
 
 _FOLDER = resources.files("squall") / "recipes"

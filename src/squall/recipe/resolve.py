@@ -1,8 +1,7 @@
 """From what a person writes to complete fields: short forms, the third batch size, defaults that depend on others.
 
-Three small rewritings, in this order: `flatten` (short forms become tables), `solve_batches` (two of kn, n, k give the
-third; Goyal et al. 2017, section 2.3: n is what normalisation sees, kn what the optimizer sees), and, once the recipe
-is built, `fill` (a default that follows from another field).
+Three small rewritings, in this order: `flatten` (short forms become tables), `solve_batches` of `squall.data.sizes`
+(two of kn, n, k give the third), and, once the recipe is built, `fill` (a default that follows from another field).
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from squall.recipe.names import LINEARLY_SCALED
 if TYPE_CHECKING:
     from squall.recipe.spec import Recipe
 
-BATCH_FIELDS = ("global_batch_size", "worker_batch_size", "virtual_workers")
 # table -> its field that a plain value means: optimizer="adamw" is optimizer.name, lr=0.1 is lr.base
 PLAIN = {"model": "name", "data": "name", "optimizer": "name", "loss": "name", "lr": "base"}
 # tables whose name may be left out before a field: weight_decay is optimizer.weight_decay
@@ -78,40 +76,6 @@ def _plain(key: str, value: Any) -> Any:
     return value
 
 
-def solve_batches(values: dict[str, Any], mistakes: Mistakes) -> None:
-    """Puts `global_batch_size` and `worker_batch_size` in place of any two of the three; in place."""
-    given = {key: values[key] for key in BATCH_FIELDS if values.get(key) is not None}
-    values.pop("virtual_workers", None)
-    for key, value in given.items():
-        if not _is_count(value) and key == "virtual_workers":
-            mistakes.add(f"virtual_workers={value!r}", "must be a whole number of at least 1")
-    if len(given) < 2:
-        missing = [key for key in BATCH_FIELDS if key not in given]
-        found = ", ".join(f"{key}={value!r}" for key, value in given.items()) or "batch sizes"
-        mistakes.add(
-            found, f"one more is needed: {' or '.join(missing)}" if given else f"give two of {', '.join(missing)}"
-        )
-    sizes: list[Any] = [given.get(key) for key in BATCH_FIELDS]
-    total, each, workers = sizes
-    if len(given) < 2 or not all(map(_is_count, given.values())):
-        for key in BATCH_FIELDS[:2]:
-            values.setdefault(key, 1)  # stands in, so that one mistake is not reported as two
-        return
-    if total is None:
-        values["global_batch_size"] = each * workers
-    elif each is None:
-        values["worker_batch_size"] = max(1, total // workers)
-        if total % workers:
-            mistakes.add(f"global_batch_size={total}", f"is no multiple of virtual_workers={workers}")
-    elif workers is not None and each * workers != total:
-        mistakes.add(
-            f"global_batch_size={total}",
-            f"contradicts worker_batch_size={each} x virtual_workers={workers} = {each * workers}; give two of them",
-        )
-    elif each > total:
-        mistakes.add(f"worker_batch_size={each}", f"is larger than global_batch_size={total}")
-
-
 def keep_two_batch_fields(values: dict[str, Any], overridden: set[str]) -> None:
     """After an override, drops the batch field it replaces: n stays before kn, and kn before k; in place."""
     kept = [key for key in ("worker_batch_size", "global_batch_size", "virtual_workers") if key in values]
@@ -119,10 +83,6 @@ def keep_two_batch_fields(values: dict[str, Any], overridden: set[str]) -> None:
     for key in kept[2:]:
         if key not in overridden:
             del values[key]
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def fill(recipe: Recipe) -> None:

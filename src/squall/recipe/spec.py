@@ -16,10 +16,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from squall.data.sizes import solve_batches
 from squall.errors import InputError, Mistakes
 from squall.optim.lr import Rate
 from squall.recipe.check import contradictions, rows_of
-from squall.recipe.resolve import fill, flatten, solve_batches
+from squall.recipe.resolve import fill, flatten
 
 Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -42,6 +43,10 @@ class ModelSpec(Spec):
     name: str = Field(description='a network\'s name, or "package.module:function" for your own')
     weights: str | None = Field(
         default=None, description="where weights come from: a .safetensors file or a run's folder"
+    )
+    weights_skip: Words = Field(
+        default=(),
+        description='tensors that are not taken from weights, by name or pattern, such as another head: ["fc"]',
     )
     freeze: Words = Field(
         default=(), description='parameters that stay as they are, by name or pattern: ["stem", "layer1.*"]'

@@ -1,4 +1,7 @@
-"""Sums over processes: one fixed tree (`exact`) or whatever order the collective takes (`fast`)."""
+"""Sums over processes: one fixed tree (`exact`) or whatever order the collective takes (`fast`).
+
+`flat` lays a model's tensors out as the one vector that is summed.
+"""
 
 from squall.reduce.exact import TreeReduction
 from squall.reduce.fast import FastReduction

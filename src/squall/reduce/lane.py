@@ -19,8 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
-ALIGN = 64
-"""Elements: every cut of a flat vector falls on a multiple, since fused kernels treat a vector's tail differently."""
+from squall.reduce.flat import ALIGN
 
 
 @dataclass(frozen=True)

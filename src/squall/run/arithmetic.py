@@ -7,7 +7,7 @@ import platform
 import subprocess
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 
 from squall.run.memory import keep_freed_memory
 from squall.run.spec import RunSpec
+from squall.version import own_version
 
 
 @dataclass(frozen=True)
@@ -81,14 +82,6 @@ def versions() -> dict[str, Any]:
         },
         "commit": _commit(),
     }
-
-
-def own_version() -> str:
-    """Squall's version."""
-    try:
-        return version("squall-train")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 @lru_cache(maxsize=1)

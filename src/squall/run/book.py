@@ -26,6 +26,8 @@ class Book:
 
     Arguments:
         sinks: called with every record (rank 0 only has any).
+
+    Attributes:
         clock: where the stepper keeps the time spent on data and waiting.
     """
 

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from squall.errors import RunError
-from squall.model.flat import place
+from squall.reduce.flat import place
 
 _Slot = tuple[nn.Module, str]
 
@@ -109,7 +109,7 @@ class Buffers:
 
     Arguments:
         model: on its device, in its memory format.
-        offset: where the floating-point buffers' section begins in the step's vector, a multiple of 64.
+        offset: where the floating-point buffers' section begins in the step's vector, a multiple of `ALIGN`.
         dtype: of the step's vector.
     """
 

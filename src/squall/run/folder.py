@@ -4,6 +4,8 @@ recipe.toml          the resolved recipe (or run.json: the fields of squall.Run)
 records.jsonl        what happened, an event a line; tb/ holds it as TensorBoard events where that is installed
 weights.safetensors  final weights and buffers under the module's own names; ema.safetensors beside it
 result.json          how the run ended
+
+A run whose end nobody could write (a process killed outright) has records and no result.json.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from squall.errors import InputError
-from squall.records import finite
+from squall.records import Ended, finite
 
 WEIGHTS = "weights.safetensors"
 EMA_WEIGHTS = "ema.safetensors"
@@ -26,19 +28,27 @@ RECORDS = "records.jsonl"
 RESULT = "result.json"
 _LOCK = ".lock"
 _TRIES = 100
+_LONGEST_LINE = 1 << 20
 
 
 class Folder:
     """A run folder opened for writing by one process.
 
+    Arguments:
+        path: of the folder; made if it is not there.
+        ended: it may hold a run, which its own processes write no more.
+
     Raises:
         InputError: not writable, in use by another process, or holding another run already.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, ended: bool = False) -> None:
         self.path = path
-        check_free(path)
+        if not ended:
+            check_free(path)
         self._lock, self._made = _locked(path)
+        if ended:
+            return
         try:
             check_free(path)  # a run may have ended here in between
         except InputError:
@@ -47,9 +57,7 @@ class Folder:
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         """Writes a JSON file whole or not at all."""
-        temporary = self.path / f".{name}.tmp"
-        temporary.write_text(json.dumps(finite(values), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        temporary.replace(self.path / name)
+        write_json(self.path / name, values)
 
     def close(self) -> None:
         """Gives the folder free; one that was made and holds nothing is taken away again.
@@ -63,6 +71,39 @@ class Folder:
             if self._made:
                 with suppress(OSError):
                     self.path.rmdir()
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes a JSON file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(json.dumps(finite(values), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def note_end(path: Path, ended: Ended) -> None:
+    """Says in a run's folder how the run ended that did not come to its result; as far as the disk lets it.
+
+    Arguments:
+        path: the folder; nobody writes its records any more.
+        ended: the last record; what it holds as result becomes result.json.
+    """
+    with suppress(OSError):
+        write_json(path / RESULT, ended.result)
+    with suppress(OSError), (path / RECORDS).open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        start = file.seek(max(size - _LONGEST_LINE, 0))
+        file.seek(start + file.read().rfind(b"\n") + 1)  # a full disk may have torn the last line
+        file.truncate()
+        file.write(ended.to_json().encode() + b"\n")
+
+
+def clear(path: Path) -> None:
+    """Takes away what a run has left that never began: nothing was trained. A log of what went wrong stays."""
+    if not (path / RECORDS).exists():
+        (path / RECIPE).unlink(missing_ok=True)
 
 
 def check_free(path: Path) -> None:

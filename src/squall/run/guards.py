@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from squall.errors import RunError
+from squall.data.order import Draw
+from squall.errors import InputError, RunError
 
 _SCALAR = ("Add", "Sub", "Neg", "Mul", "Div", "ToCopy", "Alias", "View", "Squeeze", "Reshape", "Clone", "Unsafe")
 
@@ -54,6 +55,37 @@ def check_loss(loss: Any, num_samples: int, where: str = "step.backward(loss)") 
         )
 
 
+def refuse_ignored(batch: Any, draw: Draw, name: str) -> None:
+    """Refuses targets that a mean ignores (`ignore_index`, -100 by default): its count would not be the samples'.
+
+    Looks at a batch of (inputs, targets) where it was read, on the CPU: a look on a GPU would wait for it. Sets that
+    make whole batches on the device have labels from 0 on.
+
+    Arguments:
+        batch: as joined.
+        draw: its samples.
+        name: of the set.
+
+    Raises:
+        InputError: a target is negative.
+    """
+    targets = batch[1] if isinstance(batch, tuple | list) and len(batch) == 2 else None
+    if not isinstance(targets, torch.Tensor) or targets.is_floating_point() or targets.is_complex():
+        return
+    if not targets.numel() or int(targets.min()) >= 0:
+        return
+    rows = (targets < 0).reshape(len(targets), -1).any(1).nonzero() if targets.ndim else torch.zeros(1)
+    first = int(rows[0])
+    at = f"{int(targets.min())} in {name}[{draw.ids[first]}]" if first < len(draw) else f"{int(targets.min())}"
+    raise InputError(
+        "a target is negative while the loss averages: ignored samples would change the mean's count",
+        [
+            ("found", at),
+            ("to do", "give step= and return squall.Loss(sum, count=number of targets that count)"),
+        ],
+    )
+
+
 def check_training_mode(model: torch.nn.Module) -> None:
     """Refuses a model left in evaluation mode."""
     if not model.training:
@@ -79,6 +111,44 @@ def check_updates(step: int, updates: int) -> None:
     raise RunError(
         f"optimizer.step() {found} in step {step}",
         [("rule", "one update a step: optimizer.step() after the inner loop"), ("effect", effect)],
+    )
+
+
+def check_open(step: int, ended: bool) -> None:
+    """Refuses to go on with a run that has ended.
+
+    Raises:
+        RunError: run.finish() or run.close() was called in its loop.
+    """
+    if ended:
+        raise RunError(
+            f"run.steps cannot go on to step {step}: the run has ended",
+            [
+                ("found", "run.finish() or run.close() inside the loop"),
+                ("to do", "leave the loop first: break, then run.finish()"),
+            ],
+        )
+
+
+def check_left(step: int, complete: bool, updated: bool) -> None:
+    """Refuses to end a run in a step that was begun: its samples are counted, its update is missing.
+
+    Arguments:
+        step: where the loop was left.
+        complete: whether all of this process's batches were computed.
+        updated: whether `optimizer.step()` was called.
+
+    Raises:
+        RunError: one of them was not.
+    """
+    if complete and updated:
+        return
+    raise RunError(
+        f"run.steps was left in step {step}, before its update",
+        [
+            ("found", "optimizer.step() was not called" if complete else "not all of the step's batches were computed"),
+            ("rule", "a step that was begun is finished: all of its batches, then optimizer.step(); then run.finish()"),
+        ],
     )
 
 

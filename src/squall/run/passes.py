@@ -24,8 +24,8 @@ from torch import nn
 
 from squall.cluster.world import World
 from squall.errors import InputError, RunError
-from squall.model.flat import Place, place
 from squall.reduce import Bucket, FastReduction, Reduction, TreeReduction, buckets
+from squall.reduce.flat import Place, aligned, place
 from squall.run.buffers import Buffers
 from squall.run.sums import FIXED, StepSums
 
@@ -241,7 +241,7 @@ class Passes:
             size = FIXED + len(self.parameters) + self.buffers.num_integers + 2 * len(metrics)
             self._tail_size = size
             like = torch.empty(0, dtype=torch.float64, device=self._world.device)
-            self._tail = self._new_reduction([Bucket(0, -(-size // 64) * 64)], like, tag=2 * len(self._cuts))
+            self._tail = self._new_reduction([Bucket(0, aligned(size))], like, tag=2 * len(self._cuts))
             self._tail.open(self._num_passes)
         if sorted(metrics) != self._metric_names:
             raise RunError(

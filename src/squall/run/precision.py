@@ -9,12 +9,13 @@ scale is halved; after 2,000 good steps it doubles (Micikevicius et al. 2018, se
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
+from squall.data.nested import each_output
 from squall.errors import InputError
 from squall.run.spec import Precision
 
@@ -72,7 +73,7 @@ class _Autocast:
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         with torch.autocast(self.device_type, self.dtype):
-            return _to_float32(self.__wrapped__(*arguments, **named))
+            return each_output(_to_float32, self.__wrapped__(*arguments, **named))
 
 
 class LossScale:
@@ -102,14 +103,5 @@ class LossScale:
             self._good_steps = 0
 
 
-def _to_float32(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_to_float32(item) for item in value))
-    if isinstance(value, list | tuple):
-        return type(value)(_to_float32(item) for item in value)
-    if isinstance(value, Mapping):
-        converted = {key: _to_float32(item) for key, item in value.items()}
-        return type(value)(**converted) if hasattr(value, "to_tuple") else converted
-    return value
+def _to_float32(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-Outcome = Literal["finished", "stopped", "diverged"]
+from squall.errors import DivergedError, SquallError
+
+Outcome = Literal["finished", "stopped", "diverged", "failed"]
 
 
 @dataclass(frozen=True)
@@ -16,7 +18,7 @@ class Result:
     """What a run gives back.
 
     Attributes:
-        outcome: finished (all epochs), stopped (left early by the loop), diverged.
+        outcome: finished (all epochs), stopped (left early by the loop, or by Ctrl-C), diverged, failed (by an error).
         advice: what to do next, in a sentence.
         folder: the run folder, None if none was asked for.
         values: what result.json holds.
@@ -30,6 +32,23 @@ class Result:
     train: Mapping[str, float] = field(default_factory=dict)
     val: Mapping[str, float] = field(default_factory=dict)
     test: Mapping[str, float] = field(default_factory=dict)
+
+
+def cause(error: BaseException | None) -> tuple[Outcome, str, str]:
+    """How a run ended that came to no result: outcome, headline of the error, advice.
+
+    Arguments:
+        error: what ended it; None: it was closed, or the process ended, without `finish`.
+    """
+    if isinstance(error, SquallError):
+        to_do = [text for label, text in error.rows if label in ("to do", "to try", "try alone")]
+        outcome: Outcome = "diverged" if isinstance(error, DivergedError) else "failed"
+        return outcome, error.headline, next(iter(to_do), error.hint)
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped", "stopped by Ctrl-C", ""
+    if error is None or (isinstance(error, SystemExit) and not error.code):
+        return "stopped", "run.finish() was not called", "call run.finish() after the loop: it writes the weights"
+    return "failed", f"{type(error).__name__}: {error}".partition("\n")[0].removesuffix(": "), ""
 
 
 def median_of_last(errors: Sequence[float], most: int = 5) -> float:

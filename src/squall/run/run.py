@@ -7,9 +7,10 @@ loop (`squall.loop.minibatch`) is nothing but a client of these calls.
 
 from __future__ import annotations
 
-import resource
+import atexit
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,13 +26,13 @@ from squall.model.ghostnorm import refuse_synchronised
 from squall.optim.ema import Ema
 from squall.optim.groups import set_rate
 from squall.optim.lr import Rate
-from squall.records import Ended, Sink, Started
+from squall.records import Ended, Sink
 from squall.rng import Stream, mix
-from squall.run import arithmetic, evaluate, folder, precision, tensorboard
+from squall.run import account, arithmetic, evaluate, folder, precision, tensorboard
 from squall.run.book import Book
 from squall.run.collect import differing
-from squall.run.fingerprint import agree, digest, fingerprint
-from squall.run.guards import check_gradients, check_updates
+from squall.run.fingerprint import agree, fingerprint
+from squall.run.guards import check_gradients, check_left, check_open, check_updates
 from squall.run.placing import check_optimizer, check_parameters, same_everywhere
 from squall.run.result import Outcome, Result
 from squall.run.spec import RunSpec
@@ -90,10 +91,13 @@ class Run:
         self._folder: folder.Folder | None = None
         self._stepper: Stepper | None = None
         self._rate: Rate | None = None
-        self._updates = self._steps_done = 0
+        self._updates = self.steps_done = 0
         self._now: Step | None = None
         self._undo: list[Callable[[], None]] = []
+        self._iteration: Iterator[Step] | None = None
         self._outcome: Outcome = "stopped"
+        self.begun = self._ended = False
+        self._at_exit = account.AtExit(self)
         self._settings: arithmetic.Settings | None = None
         try:
             precision.check(self.spec.precision, self.world.device)
@@ -143,7 +147,7 @@ class Run:
     # -- training ----------------------------------------------------------------------------------------------
 
     def steps(self, data: Any, *, collate: Callable[..., Any] | None = None, num_workers: int = 0) -> Iterator[Step]:
-        """One update after the other, over all epochs.
+        """One update after the other, over all epochs; `next(run.steps(data))` is the first of them.
 
         Arguments:
             data: a map-style data set (`len`, `[index]`), or one of Squall's own.
@@ -156,8 +160,15 @@ class Run:
             DivergedError: the loss is not finite any more.
         """
         stepper = self._require_setup()
-        if stepper.ledger is not None:
+        if self._iteration is not None:
             raise RunError("run.steps was called twice", [("rule", "one call goes over all epochs of the run")])
+        # held here: a generator that nobody holds ends at once, and its reader, which the step needs, with it
+        self._iteration = self._steps(stepper, data, collate, num_workers)
+        return self._iteration
+
+    def _steps(
+        self, stepper: Stepper, data: Any, collate: Callable[..., Any] | None, num_workers: int
+    ) -> Iterator[Step]:
         order = stepper.begin(data, collate, num_workers)
         stepper.clock = self.book.clock
         stepper.clock.reset()
@@ -165,6 +176,7 @@ class Run:
         late: Step | None = None
         try:
             for index in range(order.num_steps):
+                check_open(index, self._ended)
                 plan = order.step(index)
                 step = self._now = Step(stepper, plan, self._set_rate(order.progress(index)), self._diverged)
                 before = self._updates
@@ -233,7 +245,7 @@ class Run:
     ) -> None:
         """Records values at this point of the training; `val` and `test` (averages by name) join the epoch's record."""
         numbers = {name: float(value) for name, value in values.items() if value is not None}
-        self.book.note_values(self._steps_done, val or {}, test or {}, numbers)
+        self.book.note_values(self.steps_done, val or {}, test or {}, numbers)
 
     def position(self) -> str:
         """Where the run is, for messages: rank, epoch, step."""
@@ -254,12 +266,13 @@ class Run:
             values: joins result.json.
 
         Raises:
-            RunError: a missed or doubled sample; ranks with different weights.
+            RunError: a step that was begun and has no update; a missed or doubled sample; ranks with different weights.
         """
         stepper = self._require_setup()
         if stepper.ledger is None:
             raise RunError("run.finish() before run.steps(...)", [("rule", "train first")])
-        ledger = stepper.ledger.settle(self.world, self._steps_done)
+        advice = self._left(stepper)
+        ledger = stepper.ledger.settle(self.world, self.steps_done)
         sha256 = weights.sha256(self._model.named_parameters())
         if strayed := differing(self.world, sha256):
             raise RunError(
@@ -272,11 +285,17 @@ class Run:
             if self.ema is not None:
                 with self.ema.swapped():
                     weights.save(self._folder.path / folder.EMA_WEIGHTS, self._model.state_dict(), {"squall": "ema"})
-        return self._end(self._outcome, "", {"weights_sha256": sha256, "ledger": ledger.as_dict(), **values})
+        return self._end(self._outcome, advice, {"weights_sha256": sha256, "ledger": ledger.as_dict(), **values})
 
-    def close(self) -> None:
+    def close(self, error: BaseException | None = None) -> None:
         """Gives everything back: the model's and optimiser's hooks, files, loader processes, process group, torch's
-        settings. Safe to call twice."""
+        settings. Safe to call twice.
+
+        Arguments:
+            error: what a run that came to no result ended by, for its folder; the exception under way unless given.
+        """
+        if self.begun and not self._ended:
+            self._break_off(error or sys.exception(), self._now)
         while self._undo:
             self._undo.pop()()
         if self._stepper is not None:
@@ -285,6 +304,7 @@ class Run:
         if self._folder is not None:
             self._folder.close()
             self._folder = None
+        atexit.unregister(self._at_exit)
         if self._settings is not None:
             arithmetic.leave(self._settings)
             self._settings = None
@@ -329,68 +349,47 @@ class Run:
             self.ema.update()
         seconds = self.book.note_update()
         if self._now is not None:
-            self._steps_done = self._now.index + 1
+            self.steps_done = self._now.index + 1
             self._now.seconds = seconds
 
     def _announce(self, stepper: Stepper) -> None:
-        order, spec = stepper.order, self.spec
-        assert order is not None
+        assert stepper.order is not None
+        self.begun = True
         if self._folder is not None:
             self.book.write_to(self._folder.path / folder.RECORDS, self._folder.path / tensorboard.FOLDER)
-        self.book.emit(
-            Started(
-                name=self.name,
-                folder=str(self.path) if self.path else "",
-                processes=self.world.size,
-                seed=spec.seed,
-                fingerprint=self.fingerprint,
-                num_steps=order.num_steps,
-                steps_per_epoch=order.steps_per_epoch,
-                epochs=spec.epochs,
-                global_batch_size=spec.global_batch_size,
-                worker_batch_size=spec.worker_batch_size,
-                num_samples=order.num_samples,
-                num_parameters=sum(p.numel() for p in self._model.parameters()),
-            )
-        )
+            atexit.register(self._at_exit)
+        self.book.emit(account.started(self, stepper.order, self._model))
 
     def _diverged(self, step: Step, loss: float) -> DivergedError:
-        rate = "unknown" if step.lr is None else f"{step.lr:.6g}"
-        advice = "a smaller rate (lr.base), a longer warm-up (lr.warmup_epochs), or clip_grad_norm=1.0"
-        error = DivergedError(
-            f"the run diverged: the loss is {loss} in step {step.index}, epoch {step.epoch + 1}",
-            [("rate", rate), ("to try", advice)],
-        )
-        self._end("diverged", advice, {"diverged_at_step": step.index, "diverged_at_rate": step.lr})
+        error = account.diverged(step, loss)
+        self._break_off(error, step)
+        self.close()
         return error
 
+    def _left(self, stepper: Stepper) -> str:
+        """Advice where the loop was left before its end."""
+        assert stepper.order is not None
+        if self._outcome == "finished":
+            return ""
+        if self._now is not None and stepper.read_samples and stepper.where[0] == self._now.index:
+            check_left(self._now.index, self._now.complete, self.steps_done > self._now.index)
+        return f"run.steps was left after {self.steps_done} of {stepper.order.num_steps} steps; a loop over it does all"
+
     def _end(self, outcome: Outcome, advice: str, values: Mapping[str, Any]) -> Result:
-        found: dict[str, Any] = {
-            "name": self.name,
-            "outcome": outcome,
-            **self.book.headline(),
-            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            "processes": self.world.size,
-            "global_batch_size": self.spec.global_batch_size,
-            "worker_batch_size": self.spec.worker_batch_size,
-            "steps": self._steps_done,
-            "fingerprint": self.fingerprint,
-            "fingerprint_sha256": digest(self.fingerprint),
-            **arithmetic.versions(),
-            **values,
-        }
+        result = account.result(self, outcome, advice, values)
         if self._folder is not None:
-            self._folder.write_json(folder.RESULT, found)
-        self.book.emit(Ended(outcome, advice, found["seconds"], found))
-        last = self.book.epochs[-1] if self.book.epochs else None
-        result = Result(
-            outcome,
-            advice,
-            self.path,
-            found,
-            train=last.train if last else {},
-            val=last.val if last else {},
-            test=last.test if last else {},
-        )
+            self._folder.write_json(folder.RESULT, result.values)
+        self._ended = True
+        self.book.emit(Ended(outcome, advice, result.values["seconds"], result.values))
         self.close()
         return result
+
+    def _break_off(self, error: BaseException | None, step: Step | None) -> None:
+        """Leaves word of an end without a result; nothing that goes wrong here may hide what ended the run."""
+        self._ended = True
+        ended = account.broken_off(self, error, step)
+        self.book.close()  # so that no sink of the user's keeps the record from the file
+        if self._folder is not None:
+            folder.note_end(self._folder.path, ended)
+        with suppress(Exception):
+            self.book.emit(ended)

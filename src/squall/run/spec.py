@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from squall.data.order import LastBatch, Order
+from squall.data.sizes import solve_batches
 from squall.errors import Mistakes, nearest
 
 Precision = Literal["fp32", "bf16", "fp16", "tf32"]
@@ -68,13 +69,19 @@ class RunSpec:
         for key in [key for key in values if key not in (*names, "virtual_workers")]:
             near = nearest(key, [*names, "virtual_workers"])
             mistakes.add(f"{key}={values.pop(key)!r}", f"no such field. Near: {', '.join(near) or ', '.join(names)}")
-        _solve_batches(values, mistakes)
+        solve_batches(values, mistakes)
         if "epochs" not in values:
             mistakes.add("epochs", "missing: say how many passes over the training set, for example epochs=90")
         for key in ("epochs", "global_batch_size", "worker_batch_size", "fuse", "threads", "eval_batch_size"):
             value = values.get(key, 1)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 mistakes.add(f"{key}={value!r}", "must be a whole number of at least 1")
+        seed = values.get("seed", 0)
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+            mistakes.add(f"seed={seed!r}", "must be a whole number of at least 0 and below 2**63")
+        for key in ("channels_last", "compile"):
+            if not isinstance(values.get(key, False), bool):
+                mistakes.add(f"{key}={values[key]!r}", "must be True or False")
         for key, kinds in (("last_batch", LastBatch), ("reduction", ReductionKind), ("precision", Precision)):
             if key in values and values[key] not in get_args(kinds):
                 mistakes.add(f"{key}={values[key]!r}", f"not known. One of: {' '.join(get_args(kinds))}")
@@ -90,11 +97,6 @@ class RunSpec:
         mistakes.raise_if_any()
         return RunSpec(**values)
 
-    @property
-    def virtual_workers(self) -> int:
-        """k: virtual workers of a full minibatch."""
-        return -(-self.global_batch_size // self.worker_batch_size)
-
     def order(self, num_samples: int) -> Order:
         """Who sees which sample, for a training set of this size."""
         return Order(
@@ -106,28 +108,3 @@ class RunSpec:
             fuse=self.fuse,
             last_batch=self.last_batch,
         )
-
-
-def _solve_batches(values: dict[str, Any], mistakes: Mistakes) -> None:
-    total, each, workers = (values.get(key) for key in ("global_batch_size", "worker_batch_size", "virtual_workers"))
-    values.pop("virtual_workers", None)
-    whole = [value for value in (total, each, workers) if isinstance(value, int) and value > 0]
-    if sum(value is not None for value in (total, each, workers)) < 2:
-        mistakes.add("batch sizes", "give two of global_batch_size, worker_batch_size, virtual_workers")
-        values.setdefault("global_batch_size", 1)
-        values.setdefault("worker_batch_size", 1)
-    elif len(whole) < sum(value is not None for value in (total, each, workers)):
-        return  # reported by the check of whole numbers
-    elif total is None:
-        values["global_batch_size"] = each * workers  # type: ignore[operator]
-    elif each is None:
-        values["worker_batch_size"] = -(-total // workers)
-        if total % workers:
-            mistakes.add(f"global_batch_size={total}", f"must be a multiple of virtual_workers={workers}")
-    elif workers is not None and each * workers != total:
-        mistakes.add(
-            f"global_batch_size={total}",
-            f"contradicts worker_batch_size={each} x virtual_workers={workers} = {each * workers}; give two of them",
-        )
-    elif each > total:
-        mistakes.add(f"worker_batch_size={each}", f"is larger than global_batch_size={total}")

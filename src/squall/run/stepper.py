@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,8 +19,9 @@ from torch import nn
 
 from squall.cluster.world import World
 from squall.data.batches import finish_of, read
+from squall.data.nested import each_tensor
 from squall.data.order import Draw, Order, StepPlan
-from squall.errors import InputError
+from squall.errors import InputError, RunError
 from squall.metrics import Mean
 from squall.model.ghostnorm import has_batch_norm, split_normalisation
 from squall.reduce.tree import share
@@ -51,9 +53,9 @@ class Stepper:
     """Runs the passes of one process.
 
     Arguments:
-        model: set up: on its device, in its memory format.
-        data, order: the training set and who sees which sample of it.
-        finish: turns a batch as it was read into what the user's loop gets.
+        spec: the numbers of the run.
+        world: the job's processes.
+        model: on its device, in its memory format.
     """
 
     def __init__(self, spec: RunSpec, world: World, model: nn.Module) -> None:
@@ -76,6 +78,15 @@ class Stepper:
 
     def begin(self, data: Any, collate: Callable[..., Any] | None, num_workers: int, first_step: int = 0) -> Order:
         """Prepares to read a training set from a given step on.
+
+        Arguments:
+            data: the training set.
+            collate: joins samples into a batch; torch's default otherwise.
+            num_workers: loader processes of this process.
+            first_step: of the run, where reading begins.
+
+        Returns:
+            Who sees which sample of it.
 
         Raises:
             InputError: more processes than passes; a virtual worker of one sample under batch normalisation.
@@ -112,7 +123,12 @@ class Stepper:
         """
         started = time.perf_counter()
         self.where = (plan.index, plan.epoch)
-        draw, batch = next(self._reader)
+        draw, batch = next(self._reader, (None, None))
+        if draw is None:
+            raise RunError(
+                f"step {plan.index} was iterated after the run had ended",
+                [("rule", "compute a step while run.steps and the run are open")],
+            )
         assert self.ledger is not None
         planned = self._planned.popleft()
         self.ledger.note(plan, leaf, planned, draw)
@@ -249,26 +265,19 @@ def check_skipped(plan: StepPlan, planned: Draw, draw: Draw, sizes: tuple[int, .
 def finisher(data: Any, spec: RunSpec) -> Callable[[Any, Draw], Any]:
     """What is done to a batch once it is on its device: the set's own `finish`, then the recipe's memory format."""
     own = finish_of(data)
+    formatted = partial(_in_memory_format, spec.channels_last)
 
     def finish(batch: Any, draw: Draw) -> Any:
-        return as_memory_format(batch if own is None else own(batch, draw, spec.seed), spec.channels_last)
+        return each_tensor(formatted, batch if own is None else own(batch, draw, spec.seed))
 
     return finish
 
 
-def as_memory_format(value: Any, channels_last: bool) -> Any:
-    """Brings image batches (4-d floating-point tensors) in a batch into the recipe's memory format."""
-    if isinstance(value, torch.Tensor):
-        if value.ndim != 4 or not value.is_floating_point():
-            return value
-        return value.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(as_memory_format(item, channels_last) for item in value))
-    if isinstance(value, list | tuple):
-        return type(value)(as_memory_format(item, channels_last) for item in value)
-    if isinstance(value, dict):
-        return {key: as_memory_format(item, channels_last) for key, item in value.items()}
-    return value
+def _in_memory_format(channels_last: bool, tensor: torch.Tensor) -> torch.Tensor:
+    """Of images, which are what has four dimensions and is floating-point."""
+    if tensor.ndim != 4 or not tensor.is_floating_point():
+        return tensor
+    return tensor.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 def _shrink(sizes: tuple[int, ...], num_samples: int) -> tuple[int, ...]:

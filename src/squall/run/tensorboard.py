@@ -11,6 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,10 @@ class TensorBoard:
                 self._write(record.step, {f"log/{name}": value for name, value in record.values.items()})
 
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the file; what a full disk did not take was an error when it was written."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):
+                self._file.close()
             self._file = None
 
     def _write(self, step: int, values: Mapping[str, float]) -> None:

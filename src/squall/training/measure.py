@@ -18,9 +18,10 @@ from squall.errors import InputError
 from squall.model import weights
 from squall.recipe import Recipe
 from squall.run import Run
-from squall.run.folder import EMA_WEIGHTS, WEIGHTS
 from squall.task import Task
-from squall.training.session import checked_step, run_spec
+from squall.training.saved import weights_of
+from squall.training.session import run_spec
+from squall.training.users import checked_steps, model_from
 
 
 @dataclass(frozen=True)
@@ -48,19 +49,22 @@ def measure(recipe: Recipe, task: Task, folder: Path, world: World, *, predictio
         predictions: give every sample's prediction too.
 
     Raises:
-        InputError: weights that do not fit; predictions of a task that classifies nothing.
+        InputError: no weights, or ones that do not fit; predictions of a task that classifies nothing.
     """
+    path = weights_of(folder)
     run = Run(None, world=world, name=recipe.name, **{**run_spec(recipe), "ema": None})
     try:
-        model = task.model()
-        weights.load_into(model, folder / (EMA_WEIGHTS if (folder / EMA_WEIGHTS).is_file() else WEIGHTS))
+        model = model_from(task)
+        weights.load_into(model, path)
         model, _ = run.setup(model, torch.optim.SGD(model.parameters(), lr=0.0))
-        step = checked_step(task, run, model)
+        steps = checked_steps(task, run, model)
         found = [
-            run.averages(model, data, step, collate=task.collate, num_workers=_loaders(recipe, task))
+            run.averages(
+                model, data, steps.measure, collate=steps.collate, num_workers=_loaders(recipe, task), name=name
+            )
             if data is not None
             else {}
-            for data in (task.val, task.test)
+            for name, data in (("val", task.val), ("test", task.test))
         ]
         rows = _predictions(recipe, task, run, model) if predictions else None
         return Measured(found[0], found[1], rows)

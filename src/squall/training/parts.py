@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -25,6 +24,7 @@ from squall.errors import InputError, SquallError
 from squall.metrics import Loss, mean
 from squall.model import weights
 from squall.recipe import DataSpec, LossSpec, ModelSpec, Recipe
+from squall.references import NoModuleError, find, is_reference
 from squall.task import Task
 
 
@@ -53,7 +53,7 @@ def model_of(spec: ModelSpec) -> nn.Module:
     """Builds the network, loads its weights, freezes what the recipe freezes."""
     model = models.build(spec.name, spec.arguments)
     if spec.weights is not None:
-        weights.load_into(model, Path(spec.weights))
+        weights.load_into(model, Path(spec.weights), skip=spec.weights_skip)
     if spec.freeze:
         weights.freeze(model, spec.freeze)
     return model
@@ -156,22 +156,18 @@ def attribute(name: str, field: str) -> Any:
         InputError: no such module or name in it.
         UserCodeError: the module raised an exception while it was imported.
     """
-    module_name, _, attribute_name = name.partition(":")
-    if not attribute_name or not all(part.isidentifier() for part in module_name.split(".")):
+    if not is_reference(name):
         raise InputError(f"{field}={name} is not known", [("to do", 'write "package.module:function" for your own')])
     try:
-        module = importlib.import_module(module_name)
-    except SquallError:
-        raise
-    except Exception as error:
-        missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        if missing is None or not f"{module_name}.".startswith(f"{missing}."):
-            # the module is there; it, or something that it imports, is not whole
-            raise user_code_error(error, f"the import of {module_name} ({field}={name})") from error
+        module, found = find(name)
+    except NoModuleError as error:
         raise InputError(
             f"{field}={name}: {error}", [("to do", "install it, or run where it can be imported")]
         ) from error
-    found = getattr(module, attribute_name, None)
+    except SquallError:
+        raise
+    except Exception as error:
+        raise user_code_error(error, f"the import of {name.partition(':')[0]} ({field}={name})") from error
     if found is None:
-        raise InputError(f"{field}={name}: {module_name} has no {attribute_name}")
+        raise InputError(f"{field}={name}: {module.__name__} has no {name.partition(':')[2]}")
     return found

@@ -18,15 +18,16 @@ LAST = "last"
 
 
 def find(run: str | Path, runs: Path = Path("runs")) -> Path:
-    """The folder of a run: a path, a name under runs/, or "last" for the newest that wrote a result.
+    """The folder of a run: a path, a name under runs/, or "last" for the newest that came to a result.
 
     Raises:
         InputError: there is no such run; names the newest ones.
     """
     folders = sorted((p.parent for p in runs.glob(f"*/{RESULT}")), key=lambda p: (p / RESULT).stat().st_mtime)
     if str(run) == LAST:
-        if folders:
-            return folders[-1]
+        for folder in reversed(folders):
+            if _read(folder).get("outcome") not in ("diverged", "failed") and (folder / WEIGHTS).is_file():
+                return folder
         raise InputError(f"no run in {runs}/ has a result yet", [("to do", "squall train digits")])
     for path in (Path(run), runs / run):
         if (path / RESULT).is_file():
@@ -37,8 +38,32 @@ def find(run: str | Path, runs: Path = Path("runs")) -> Path:
 
 def result(run: str | Path) -> dict[str, Any]:
     """A run's result.json."""
-    values: dict[str, Any] = json.loads((find(run) / RESULT).read_text(encoding="utf-8"))
+    return _read(find(run))
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
     return values
+
+
+def weights_of(folder: Path, *, ema: bool | None = None) -> Path:
+    """The file of a run's weights.
+
+    Arguments:
+        ema: the averaged ones; by default if the run has them.
+
+    Raises:
+        InputError: there is none; says how the run ended.
+    """
+    averaged = (folder / EMA_WEIGHTS).is_file() if ema is None else ema
+    path = folder / (EMA_WEIGHTS if averaged else WEIGHTS)
+    if path.is_file():
+        return path
+    ended = _read(folder)
+    rows = [("found", f"no {path.name}; the run {ended.get('outcome', 'ended')}")]
+    if ended.get("error"):
+        rows.append(("it said", str(ended["error"])))
+    raise InputError(f"{folder} has no {'averaged ' if averaged else ''}weights", rows)
 
 
 def recipe_of(folder: Path) -> Recipe:
@@ -69,6 +94,7 @@ def load(run: str | Path, model: nn.Module | None = None, *, ema: bool | None = 
     from squall.model import weights
 
     folder = find(run)
+    path = weights_of(folder, ema=ema)
     if model is None:
         from squall.training.parts import model_of
 
@@ -78,7 +104,6 @@ def load(run: str | Path, model: nn.Module | None = None, *, ema: bool | None = 
                 f"{folder} trained a task of its own",
                 [("to do", "squall.load(run, model) with the model that the task makes")],
             )
-        model = model_of(recipe.model.model_copy(update={"weights": None}))
-    averaged = (folder / EMA_WEIGHTS).is_file() if ema is None else ema
-    weights.load_into(model, folder / (EMA_WEIGHTS if averaged else WEIGHTS))
+        model = model_of(recipe.model.model_copy(update={"weights": None, "weights_skip": ()}))
+    weights.load_into(model, path)
     return model.eval()

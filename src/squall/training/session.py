@@ -10,29 +10,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from squall.cluster.world import World, join
-from squall.data.batches import read
-from squall.data.order import Draw
-from squall.data.usercode import user_code_error
-from squall.errors import InputError, RunError, SquallError, UserCodeError
+from squall.data.augmented import augmented
+from squall.data.subset import Subset
+from squall.errors import InputError, SquallError, UserCodeError
 from squall.loop import Job
 from squall.optim.build import build
 from squall.recipe import Recipe, to_toml
 from squall.records import Sink
 from squall.run import Result, Run
-from squall.run.evaluate import evaluating
-from squall.run.folder import RECIPE, RECORDS
+from squall.run.folder import RECIPE, clear
 from squall.run.placing import check_parameters
 from squall.strategy import STRATEGIES
-from squall.task import StepFunction, Task, over_samples, probe, probe_step
+from squall.task import Task
 from squall.training.parts import compose
 from squall.training.progress import Progress
+from squall.training.users import checked_steps, explained, guarded, model_from
 
-_PROBED = 16
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -68,34 +65,33 @@ def train(
     run: Run | None = None
     try:
         task = task or compose(recipe, world, data_root or Path("data"))
+        _check_held_out(task, recipe)
         sinks = (Progress(),) if sinks is None else sinks
         run = Run(out, world=world, sinks=sinks, name=recipe.name, **run_spec(recipe))
         if run.is_main and run.path is not None:
             (run.path / RECIPE).write_text(to_toml(recipe), encoding="utf-8")
-        model = _in_place(_guarded(task.model, "the model factory").train(), run)
-        optimizer = _guarded(lambda: _optimizer(model, recipe), "the optimiser")
+        model = _in_place(model_from(task).train(), run)
+        optimizer = guarded(lambda: _optimizer(model, recipe), "the optimiser")
         model, optimizer = run.setup(model, optimizer, lr=recipe.lr.rate())
-        step, measure = _checked_steps(task, run, model)
+        steps = checked_steps(task, run, model)
         job = Job(
-            step=step,
-            measure=measure,
+            step=steps.train,
+            measure=steps.measure,
             train=task.train,
             val=task.val,
             test=task.test,
-            collate=task.collate,
+            collate=steps.collate,
             num_workers=recipe.data.num_workers if recipe.data else task.num_workers,
             clip_grad_norm=recipe.clip_grad_norm,
         )
         _trained(lambda: STRATEGIES[recipe.strategy](run, model, optimizer, job), run)
         return run.finish(recipe=recipe.name)
-    except InputError:
-        if run is not None and run.is_main and run.path is not None and not (run.path / RECORDS).exists():
-            (run.path / RECIPE).unlink(missing_ok=True)  # nothing was trained: leave nothing
-        raise
     except UserCodeError as error:
         raise (_placed(error, run) if run is not None else error) from error.__cause__
     finally:
         if run is not None:
+            if run.is_main and run.path is not None and not run.begun:
+                clear(run.path)  # nothing was trained: leave nothing
             run.close()
         if owns_world:
             world.close()
@@ -148,68 +144,25 @@ def _in_place(model: nn.Module, run: Run) -> nn.Module:
     return model
 
 
-def checked_step(task: Task, run: Run, model: nn.Module) -> StepFunction:
-    """The task's step for evaluation, after a look at how its loss treats samples."""
-    return _checked_steps(task, run, model)[1]
+def _check_held_out(task: Task, recipe: Recipe) -> None:
+    """Refuses to validate on augmented samples: nobody but its author can turn the augmentation of an own set off.
 
-
-def _checked_steps(task: Task, run: Run, model: nn.Module) -> tuple[StepFunction, StepFunction]:
-    """The task's step for training and for evaluation; their exceptions show the user's frames."""
-    if run.spec.loss_over == "worker":
-        step = _framed(task.step_function("worker"), run)
-        return step, over_samples(step)
-    step = _framed(_probed_step(task, run, model), run)
-    return step, step
-
-
-def _probed_step(task: Task, run: Run, model: nn.Module) -> StepFunction:
-    size = min(_PROBED, len(task.train))
-    if size < 2:
-        return task.step_function("samples")
-    first = size // 2 + 1 if size > 2 else 1
-    cuts = [(0, size), (0, first), (first, size)]
-    # from the whole set: the first samples of a sorted one are of one class, where class weights cannot be seen
-    ids = np.linspace(0, len(task.train) - 1, size).round().astype(np.int64)
-    draws = [Draw(ids[a:b], np.zeros(b - a, dtype=np.int64)) for a, b in cuts]
-
-    def batches(wanted: list[Draw]) -> list[Any]:
-        finish = run.finisher(task.train)
-        reading = read(
-            task.train, wanted, seed=run.spec.seed, device=run.world.device, collate=task.collate, finish=finish
-        )
-        return [batch for _, batch in reading]
-
-    with evaluating(model):
-        if task.loss is not None:
-            inputs, targets = _guarded(lambda: _as_pair(batches(draws[:1])[0]), "the data set")
-            outputs = _guarded(lambda: model(inputs), "the model's forward")
-            kind = _guarded(lambda: probe(task.loss, outputs, targets), "the loss")  # type: ignore[arg-type]
-            return task.step_function(kind)
-        step = task.step_function()
-        whole, left, right = batches(draws)
-        _guarded(lambda: probe_step(step, model, whole, (left, right), size), "the task's step")
-        return step
-
-
-def _as_pair(batch: Any) -> tuple[Any, Any]:
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
+    Raises:
+        InputError: the samples that `data.val_samples` held out of it differ from epoch to epoch.
+    """
+    data, held = recipe.data, task.val
+    if data is None or not data.val_samples or ":" not in data.name or not isinstance(held, Subset):
+        return
+    index = augmented(held, recipe.seed, task.collate, "val")
+    if index is not None:
         raise InputError(
-            f"loss= needs batches of (input, target); got a {type(batch).__name__}",
-            [("to do", "give step=function of (model, batch), or a collate that makes pairs")],
+            f"data.val_samples={data.val_samples} would measure on augmented samples",
+            [
+                ("found", f"sample {held.ids[index]} of the training set is another one in each epoch"),
+                ("rule", "validation reads samples as they are, and a set of your own augments them itself"),
+                ("to do", f"data.val_samples=0, and a validation set from {data.name}: (train, val, test)"),
+            ],
         )
-    return batch[0], batch[1]
-
-
-def _framed(step: StepFunction, run: Run) -> StepFunction:
-    def call(model: nn.Module, batch: Any) -> Any:
-        try:
-            return step(model, batch)
-        except SquallError:
-            raise
-        except Exception as error:
-            raise _explained(error, f"the task's step, {run.position()}") from error
-
-    return call
 
 
 def _placed(error: UserCodeError, run: Run) -> UserCodeError:
@@ -222,15 +175,6 @@ def _placed(error: UserCodeError, run: Run) -> UserCodeError:
     return placed
 
 
-def _guarded(function: Callable[[], Any], at: str) -> Any:
-    try:
-        return function()
-    except SquallError:
-        raise
-    except Exception as error:
-        raise _explained(error, at) from error
-
-
 def _trained(strategy: Callable[[], None], run: Run) -> None:
     """Runs the loop: what users' code raises in a backward pass or in an update shows its frames."""
     try:
@@ -241,18 +185,4 @@ def _trained(strategy: Callable[[], None], run: Run) -> None:
         innermost = traceback.extract_tb(error.__traceback__)[-1].filename
         if Path(innermost).is_relative_to(_PACKAGE):
             raise  # ours: a full disk, a lost peer, a bug
-        raise _explained(error, run.position()) from error
-
-
-def _explained(error: Exception, at: str) -> SquallError:
-    """An exception out of users' code, or out of torch on its behalf."""
-    operator, found, _ = str(error).partition(" does not have a deterministic implementation")
-    if not found or not isinstance(error, RuntimeError):
-        return user_code_error(error, at)
-    return RunError(
-        f"{operator} has no deterministic implementation, at {at}",
-        [
-            ("rule", "reduction=exact gives the same bits every time, so every operator must"),
-            ("to do", "compute.reduction=fast, or another operator"),
-        ],
-    )
+        raise explained(error, run.position()) from error

@@ -1,8 +1,8 @@
 """A model's tensors as one flat vector.
 
-Every tensor gets a place in the vector, padded to 64 elements, so that a cut at any tensor's border falls on a multiple
-of 64. Views into the vector have the tensor's own shape and strides (channels-last weights stay channels-last), so
-that copying a gradient into its place is one plain copy.
+Every tensor gets a place in the vector, padded to a multiple of `ALIGN` elements, so that a cut at any tensor's border
+falls on one. Views into the vector have the tensor's own shape and strides (channels-last weights stay channels-last),
+so that copying a gradient into its place is one plain copy.
 """
 
 from __future__ import annotations
@@ -13,6 +13,12 @@ from dataclasses import dataclass
 import torch
 
 ALIGN = 64
+"""Elements: every cut of a flat vector falls on a multiple, since fused kernels treat a vector's tail differently."""
+
+
+def aligned(size: int) -> int:
+    """The next multiple of `ALIGN` from a size on."""
+    return -(-size // ALIGN) * ALIGN
 
 
 @dataclass(frozen=True)
@@ -27,8 +33,8 @@ class Place:
 
     @property
     def end(self) -> int:
-        """The next multiple of 64 after the last element."""
-        return self.offset + -(-self.numel // ALIGN) * ALIGN
+        """Where the next tensor may begin."""
+        return self.offset + aligned(self.numel)
 
     def view(self, vector: torch.Tensor) -> torch.Tensor:
         """The tensor's view of the vector."""
@@ -36,7 +42,7 @@ class Place:
 
 
 def place(named: Iterable[tuple[str, torch.Tensor]], start: int = 0) -> list[Place]:
-    """Lays tensors one after the other, from `start` (a multiple of 64)."""
+    """Lays tensors one after the other, from `start` (a multiple of `ALIGN`)."""
     places = []
     for name, tensor in named:
         stride = tensor.stride() if _is_dense(tensor) else torch.empty(tensor.shape, device="meta").stride()

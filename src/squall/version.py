@@ -1,0 +1,13 @@
+"""Squall's own version, known without loading torch."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+
+def own_version() -> str:
+    """The installed distribution's version; "unknown" where there is none (a bare checkout)."""
+    try:
+        return version("squall-train")
+    except PackageNotFoundError:
+        return "unknown"
