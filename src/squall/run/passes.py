@@ -231,7 +231,7 @@ class Passes:
         world = self._world
         if self._exact:
             return TreeReduction(world.group, world.rank, world.size, cuts, like, tag)
-        return FastReduction(world.group, world.rank, world.size, cuts, like)
+        return FastReduction(world.group, world.rank, world.size, cuts, like, tag)
 
     def _add_tail(
         self, leaf: int, loss: torch.Tensor, count: float | torch.Tensor, num_samples: int, metrics: dict[str, Any]
