@@ -182,3 +182,24 @@ def test_ranks_drift_apart_and_nobody_notices() -> None:
 def test_more_ranks_than_passes_leave_some_idle_or_hanging(processes: int) -> None:
     with pytest.raises(AssertionError, match="6 processes for 5 passes"):
         run_job(trained, processes)
+
+
+def unseeded_data(world: World) -> str:
+    torch.manual_seed(world.rank)
+    data = [(torch.randn(5), index % 3) for index in range(20)]
+    model = nn.Linear(5, 3)
+    run = squall.Run(None, world=world, **FIELDS)
+    try:
+        run.setup(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        next(run.steps(data))
+    except RunError as error:
+        return str(error)
+    finally:
+        run.close()
+    return "trained"
+
+
+def test_ranks_that_make_their_own_data_train_on_different_sets() -> None:
+    """Indices are dealt out: a set made without a seed is another one in every process, and no ledger sees it."""
+    found = run_job(unseeded_data, PROCESSES)
+    assert all("rank 1 has another training set than rank 0" in text for text in found), found

@@ -232,3 +232,34 @@ def test_a_rank_that_fails_lets_its_connections_go(become: Become) -> None:
     except UserCodeError as error:
         voices.say(error, find_place(), "")
         assert alive[0]() is None
+
+
+def test_what_the_chosen_rank_could_not_say_is_said_by_another(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The launcher may end the rank that was about to speak: rather twice than never."""
+
+    class Gone:
+        def __init__(self, *_: object) -> None: ...
+
+        def leave(self, own: Word) -> None: ...
+
+        def choose(self, own: Word) -> Word:
+            return Word(0, own.mark, 2, lost=False)
+
+        def part(self, own: Word, chosen: Word) -> bool:
+            return False
+
+    monkeypatch.setattr(voices, "_Words", Gone)
+    place = find(
+        {
+            "RANK": "1",
+            "WORLD_SIZE": "2",
+            "LOCAL_RANK": "1",
+            "LOCAL_WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": "1",
+        }
+    )
+    assert voices.say(InputError("a mistake"), place, "squall: a mistake") == 2
+    assert capsys.readouterr().err == "squall: a mistake\n"

@@ -118,3 +118,8 @@ def test_samples_held_out_of_an_augmented_set_are_refused(module: Path, tmp_path
 def test_samples_held_out_of_a_plain_set_validate(module: Path, tmp_path: Path) -> None:
     module.write_text(SETS.format("0"))
     assert 0 <= trained(tmp_path / "run").val["accuracy"] <= 1
+
+
+def test_missing_values_are_no_augmentation() -> None:
+    row = torch.tensor([1.0, float("nan")])
+    assert augmented([(row, 0)] * 4, seed=0) is None

@@ -150,10 +150,10 @@ def test_the_reduction_waits_for_the_whole_backward_pass(monkeypatch: pytest.Mon
         ready(self, bucket)
 
     model = make_model(nn.Linear(5, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, CLASSES))
-    run = start(model)
-    monkeypatch.setattr(TreeReduction, "ready", noted)
     model[0].weight.register_post_accumulate_grad_hook(lambda _: events.append("first layer"))
     model[4].weight.register_post_accumulate_grad_hook(lambda _: events.append("last layer"))
+    run = start(model)
+    monkeypatch.setattr(TreeReduction, "ready", noted)
     steps = run.steps(make_data())
     for inputs, targets in (step := next(steps)):
         step.backward(summed(model, inputs, targets))

@@ -10,7 +10,7 @@ import torch
 import squall
 from squall.errors import InputError, RunError
 from squall.records import Record, Stepped
-from tests.unit.runs import make_data, make_model, start, summed
+from tests.unit.runs import make_data, make_model, start, summed, train
 
 
 def test_gradients_taken_away_before_the_update_are_found() -> None:
@@ -85,3 +85,41 @@ def test_a_steps_time_is_that_of_its_update() -> None:
     stepped = [record.seconds for record in records if isinstance(record, Stepped)]
     assert all(seconds <= after for seconds, after in zip(stepped, updated, strict=True))
     assert stepped == sorted(stepped)
+
+
+def test_a_loop_that_counts_its_steps_itself_is_complete() -> None:
+    """`zip(range(n), run.steps(...))` takes all n steps and never asks for one more."""
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    run = start(model, optimizer)
+    for _, step in zip(range(2), run.steps(make_data()), strict=False):
+        for inputs, targets in step:
+            step.backward(summed(model, inputs, targets))
+        optimizer.step()
+        optimizer.zero_grad()
+    result = run.finish()
+    assert (result.outcome, result.advice) == ("finished", "")
+    assert result.values["train_loss"] is not None
+
+
+def test_a_gradient_hook_registered_after_setup_is_refused() -> None:
+    """It would see the gradients of some parameters and miss others, and which depends on the number of processes."""
+    model = make_model()
+    seen = []
+    model.weight.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad is not None))
+    run = start(model)
+    try:
+        step = next(run.steps(make_data()))
+        model.weight.register_post_accumulate_grad_hook(lambda p: None)
+        with pytest.raises(RunError, match=r"registered on the gradient of weight after run\.setup"):
+            next(iter(step))
+    finally:
+        run.close()
+
+
+def test_a_gradient_hook_registered_before_setup_sees_the_gradient_of_each_pass() -> None:
+    model = make_model()
+    seen = []
+    model.weight.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad is not None))
+    train(model)
+    assert seen == [True] * 4  # 16 samples in passes of 4

@@ -71,11 +71,14 @@ def note_ranks_end(folder: Path, status: int, message: str, *, made: bool) -> No
         taken = Folder(folder, ended=True)  # a killed rank's lock goes with it
     except InputError:  # another run was faster: the ranks left it alone, and so do we
         return
-    if (folder / RECORDS).is_file():
-        _complete(folder, status, message)
-    else:
-        clear(folder)  # nothing was trained
-    taken.close()
+    try:
+        if (folder / RECORDS).is_file():
+            with suppress(OSError, ValueError):  # a full disk, a torn record: the error itself is said all the same
+                _complete(folder, status, message)
+        else:
+            clear(folder)  # nothing was trained
+    finally:
+        taken.close()
     if made:
         with suppress(OSError):
             folder.rmdir()

@@ -31,7 +31,7 @@ from squall.errors import InputError, SquallError, UserCodeError
 PATIENCE_S = 10.0
 """Seconds to wait for the other ranks' words."""
 
-_ECHO_S = 3.0  # ranks fail within milliseconds of each other; after this a lost one had no word to leave
+_ECHO_S = 3.0  # ranks fail within milliseconds of each other; well below the patience of those who let them speak
 _POLL_S = 0.05
 
 
@@ -121,7 +121,8 @@ def say(error: Exception, place: Place, text: str) -> int:
             if chosen is own and not told:
                 told = True
                 tell(text)
-            words.part(own, chosen)
+            if not words.part(own, chosen) and not told:
+                tell(text)
             return chosen.status
         if told:
             break
@@ -160,7 +161,7 @@ class _Words:
 
     def choose(self, own: Word) -> Word:
         """Listens until it is known who speaks."""
-        end = min(self._end, time.monotonic() + _ECHO_S) if own.lost else self._end
+        end = min(self._end, time.monotonic() + _ECHO_S)
         while True:
             late = time.monotonic() > end
             self._listen()
@@ -169,16 +170,22 @@ class _Words:
                 return chosen
             time.sleep(_POLL_S)
 
-    def part(self, own: Word, chosen: Word) -> None:
+    def part(self, own: Word, chosen: Word) -> bool:
         """Stays until the error is said, as torchrun ends the others with the first that leaves; and rank 0 until the
-        others have left, where it holds the store."""
-        if chosen is own:
+        others have left, where it holds the store.
+
+        Returns:
+            Whether it was said.
+        """
+        said = chosen is own
+        if said:
             self._store.set(f"said/{own.rank}", "")
         else:
-            self._wait([f"said/{chosen.rank}"])
+            said = self._wait([f"said/{chosen.rank}"], PATIENCE_S)
         self._store.set(f"left/{own.rank}", "")
         if own.rank == 0 and not self._place.agent_store:
-            self._wait([f"left/{rank}" for rank in range(self._place.size)])
+            self._wait([f"left/{rank}" for rank in range(self._place.size)], _ECHO_S)
+        return said
 
     def _listen(self) -> None:
         for rank in range(self._place.size):
@@ -186,7 +193,11 @@ class _Words:
             if rank != self._place.rank and rank not in self._heard and self._store.check([key]):
                 self._heard[rank] = Word(**json.loads(self._store.get(key)))
 
-    def _wait(self, keys: list[str]) -> None:
-        end = time.monotonic() + _ECHO_S
-        while time.monotonic() < end and not self._store.check(keys):
+    def _wait(self, keys: list[str], patience_s: float) -> bool:
+        """Whether all keys came in time."""
+        end = time.monotonic() + patience_s
+        while not self._store.check(keys):
+            if time.monotonic() > end:
+                return False
             time.sleep(_POLL_S)
+        return True

@@ -34,9 +34,16 @@ def augmented(data: Any, seed: int, collate: Collate | None = None, name: str = 
         found = _tensors(batch)
         if int(draw.epochs[0]) == 0:
             first = found
-        elif len(found) != len(first) or not all(map(torch.equal, found, first)):
+        elif len(found) != len(first) or not all(map(_alike, found, first)):
             return int(draw.ids[0])
     return None
+
+
+def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal, a missing value (NaN) equal to itself."""
+    if torch.equal(a, b):
+        return True
+    return a.is_floating_point() and a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
 def _tensors(batch: Any) -> list[torch.Tensor]:

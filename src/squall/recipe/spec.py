@@ -187,7 +187,10 @@ class Recipe(Spec):
     epochs: Count = Field(description="passes over the training set")
     strategy: str = Field(default="sync", description="who computes which gradient and who applies it: sync")
     global_batch_size: Count = Field(description="samples an update: what the optimizer sees (kn)")
-    worker_batch_size: Count = Field(description="samples of a virtual worker: what batch normalisation sees (n)")
+    worker_batch_size: Count = Field(
+        description="samples of a virtual worker: what batch normalisation sees (n); where n does not divide kn, "
+        "ceil(kn/n) workers of nearly equal size"
+    )
     loss: LossSpec = Field(default=LossSpec(), description="what is minimised")
     last_batch: Literal["short", "drop", "carry"] = Field(
         default="short",

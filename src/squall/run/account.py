@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import weakref
@@ -75,11 +76,12 @@ class AtExit:
 
     def __init__(self, run: Run) -> None:
         self._run = weakref.ref(run)  # the interpreter's list must not keep a model alive
+        self._process = os.getpid()  # a child forked by the user's code is not the run
 
     def __call__(self) -> None:
         """The interpreter has printed the exception that ended it, and keeps it here."""
         run = self._run()
-        if run is not None:
+        if run is not None and os.getpid() == self._process:
             run.close(getattr(sys, "last_value", None))
 
 

@@ -90,11 +90,11 @@ class _Rebased:
             if new:
                 self._held[index] = held.copy_(new[-1]) if self._same[index] else new[-1]
                 self._hand_out(index)
+        self._watch()
 
     def _hand_out(self, index: int) -> None:
         for module, name in self._slots[index]:
             module._buffers[name] = self._held[index]
-        self._watch()
 
     def _watch(self) -> None:
         self._watched = [

@@ -75,6 +75,7 @@ class Passes:
             parameter.register_post_accumulate_grad_hook(self._hook(index))  # type: ignore[no-untyped-call]
             for index, parameter in enumerate(self.parameters)
         ]
+        self._num_hooks = [_num_hooks(p) for p in self.parameters]
 
     @property
     def gradient_bytes(self) -> int:
@@ -89,6 +90,7 @@ class Passes:
     def open(self, num_passes: int) -> range:
         """Begins a step; returns the passes that this process computes."""
         self.detach()
+        self._refuse_later_hooks()
         self.buffers.open()
         self._ever_touched = [False] * len(self.parameters)
         self._leaves = self._reduction.open(num_passes)
@@ -191,14 +193,25 @@ class Passes:
                     "two backward passes in one pass", [("rule", "add the losses up and call step.backward once")]
                 )
             self._touched[index] = True
-            if self._is_last:
-                self._missing[bucket] -= 1
-                while self._next_bucket < len(self._cuts) - 1 and not self._missing[self._next_bucket]:
-                    self._gather(self._next_bucket)
+            self._missing[bucket] -= 1
+            while self._next_bucket < len(self._cuts) - 1 and not self._missing[self._next_bucket]:
+                self._gather(self._next_bucket)
+                if self._is_last:
                     self._reduction.ready(self._next_bucket)
-                    self._next_bucket += 1
+                self._next_bucket += 1
 
         return note
+
+    def _refuse_later_hooks(self) -> None:
+        for name, parameter, before in zip(self.names, self.parameters, self._num_hooks, strict=True):
+            if _num_hooks(parameter) > before:
+                raise RunError(
+                    f"a hook was registered on the gradient of {name} after run.setup",
+                    [
+                        ("rule", "it would see some gradients and miss others: a bucket moves when it is complete"),
+                        ("to do", "register it before run.setup: it then sees the gradient of each pass"),
+                    ],
+                )
 
     def _gather(self, bucket: int) -> None:
         """Moves the gradients of one bucket's parameters into the pass's vector."""
@@ -273,3 +286,7 @@ class Passes:
             self._tail.ready(0)
         else:
             self._tail.end_pass()
+
+
+def _num_hooks(parameter: torch.Tensor) -> int:
+    return len(parameter._post_accumulate_grad_hooks or ())

@@ -1,13 +1,23 @@
-"""Bringing a model into a job: the same weights on every rank, an optimiser that is really the model's."""
+"""Bringing a model into a job: the same weights and data on every rank, an optimiser that is really the model's."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 import torch
 from torch import nn
 
 from squall.cluster.world import World
+from squall.data.batches import read
+from squall.data.nested import each_tensor
+from squall.data.order import Draw
 from squall.errors import InputError, RunError
 from squall.run.collect import broadcast, differing
+
+_COMPARED = 3  # samples
 
 
 def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -73,3 +83,36 @@ def same_everywhere(world: World, model: nn.Module) -> None:
         flat = broadcast(world, torch.cat([tensor.flatten() for tensor in group]), 0)
         for tensor, piece in zip(group, torch.split(flat, [tensor.numel() for tensor in group]), strict=True):
             tensor.copy_(piece.view(tensor.shape))
+
+
+def check_same_data(world: World, data: Any, collate: Callable[..., Any] | None, seed: int) -> None:
+    """Compares some samples of the training set over the ranks, each read as in epoch 0.
+
+    The order deals out indices: ranks whose sets differ would train on another set than one process does, and the
+    ledger, which counts indices, would not see it.
+
+    Raises:
+        RunError: a rank has other samples, or another number of them.
+    """
+    if world.group is None:
+        return
+    ids = np.unique(np.linspace(0, len(data) - 1, _COMPARED).round().astype(np.int64))
+    draws = [Draw(ids[i : i + 1], np.zeros(1, dtype=np.int64)) for i in range(len(ids))]
+    digest = hashlib.sha256(str(len(data)).encode())
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.layout == torch.strided:
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return tensor
+
+    for _, batch in read(data, draws, seed=seed, device=torch.device("cpu"), collate=collate):
+        each_tensor(note, batch)
+    if strayed := differing(world, digest.hexdigest()):
+        raise RunError(
+            f"rank {strayed[0]} has another training set than rank 0",
+            [
+                ("found", f"of {len(data)} samples some were compared, each read with the seed of its index"),
+                ("rule", "all ranks hold the same set in the same order: who trains on what is dealt out by index"),
+                ("to do", "seed what makes the data, and sort what lists files"),
+            ],
+        )

@@ -33,7 +33,7 @@ from squall.run.book import Book
 from squall.run.collect import differing
 from squall.run.fingerprint import agree, fingerprint
 from squall.run.guards import check_gradients, check_left, check_open, check_updates
-from squall.run.placing import check_optimizer, check_parameters, same_everywhere
+from squall.run.placing import check_optimizer, check_parameters, check_same_data, same_everywhere
 from squall.run.result import Outcome, Result
 from squall.run.spec import RunSpec
 from squall.run.stepper import Stepper, finisher
@@ -169,6 +169,7 @@ class Run:
     def _steps(
         self, stepper: Stepper, data: Any, collate: Callable[..., Any] | None, num_workers: int
     ) -> Iterator[Step]:
+        check_same_data(self.world, data, collate, self.spec.seed)
         order = stepper.begin(data, collate, num_workers)
         stepper.clock = self.book.clock
         stepper.clock.reset()
@@ -271,6 +272,8 @@ class Run:
         stepper = self._require_setup()
         if stepper.ledger is None:
             raise RunError("run.finish() before run.steps(...)", [("rule", "train first")])
+        if stepper.order is not None and self.steps_done == stepper.order.num_steps and self._iteration is not None:
+            next(self._iteration, None)  # a loop that took the last step and asked for no further one
         advice = self._left(stepper)
         ledger = stepper.ledger.settle(self.world, self.steps_done)
         sha256 = weights.sha256(self._model.named_parameters())
