@@ -170,6 +170,7 @@ def export(
         print(json.dumps(fields))
         return 0
     kind = " (averaged weights; --raw for the last ones)" if averaged else ""
+    print(f"run     {folder}")
     print(f"wrote   {path}: {len(tensors)} tensors, {count(numbers)} numbers{kind}")
     print(f'load    safetensors.torch.load_file("{path}"), or model.weights={path} in a recipe')
     return 0
