@@ -38,6 +38,7 @@ _DIRECT_BYTES = 64 << 10
 @dataclass
 class _Travelling:
     bucket: int
+    direct: bool
     parts: list[tuple[int, int]]
     sent: Pending
     sums: Pending
@@ -73,8 +74,8 @@ class TreeReduction(Reduction):
         self._numel = self._buckets[-1].stop if self._buckets else 0
         self.vectors = [like.new_zeros(self._numel)]
         self._staging: dict[tuple[int, int, int], torch.Tensor] = {}
-        self._num_leaves = 0
         self._sums = tree.local_sums(0, 0, 0)
+        self._covers: list[tuple[tree.Node, ...]] = []  # the nodes that each process brings
         self._leaf = 0
         self._first = 0
         self._step: tree.LeafStep | None = None
@@ -85,8 +86,9 @@ class TreeReduction(Reduction):
 
     def open(self, num_leaves: int) -> range:
         """Begins a step; grows the set of vectors when this step's share needs more."""
-        self._num_leaves = num_leaves
-        lo, hi = tree.share(num_leaves, self._size, self._rank)
+        shares = [tree.share(num_leaves, self._size, rank) for rank in range(self._size)]
+        self._covers = [tree.local_sums(num_leaves, *share).cover for share in shares]
+        lo, hi = shares[self._rank]
         self._sums = tree.local_sums(num_leaves, lo, hi)
         while len(self.vectors) < self._sums.num_slots:
             self.vectors.append(self.vectors[0].new_zeros(self._numel))
@@ -144,7 +146,7 @@ class TreeReduction(Reduction):
         ]
         frontier: list[torch.Tensor] = []
         receives: list[Message] = []
-        for rank, nodes in enumerate(self._covers()):
+        for rank, nodes in enumerate(self._covers):
             if rank == self._rank:
                 frontier += [self.vectors[slot][start:stop] for slot in range(len(nodes))]
             elif stop > start:
@@ -152,25 +154,24 @@ class TreeReduction(Reduction):
                     frontier.append(self._stage(bucket, len(receives), stop - start))
                     receives.append((rank, frontier[-1]))
         sent, sums = self._exchange(sends, receives, self._tag + 2 * bucket, "to exchange partial sums")
-        return _Travelling(bucket, parts, sent, sums, frontier)
+        return _Travelling(bucket, direct, parts, sent, sums, frontier)
 
     def _complete(self, travelling: _Travelling) -> None:
         travelling.sums.wait()
         bucket, parts = travelling.bucket, travelling.parts
         start, stop = parts[self._rank]
-        direct = self._goes_direct(bucket)
-        if direct:
+        if travelling.direct:
             travelling.sent.wait()  # from the memory that the sum is about to overwrite
         else:
             self._sent.append(travelling.sent)
         mine = self.vectors[0][start:stop]
         if stop > start:
-            nodes = tuple(node for cover in self._covers() for node in cover)
+            nodes = tuple(node for cover in self._covers for node in cover)
             for target, source in tree.root_sum(nodes):
                 travelling.frontier[target].add_(travelling.frontier[source])
             if travelling.frontier[0].data_ptr() != mine.data_ptr():
                 mine.copy_(travelling.frontier[0])
-        if direct:
+        if travelling.direct:
             return
         receives = [(peer, self.vectors[0][parts[peer][0] : parts[peer][1]]) for peer in self._peers(parts)]
         sends = [(peer, mine) for peer in range(self._size) if peer != self._rank and stop > start]
@@ -183,14 +184,7 @@ class TreeReduction(Reduction):
         numel = self._buckets[bucket].stop - self._buckets[bucket].start
         if numel * self.vectors[0].element_size() <= _DIRECT_BYTES:
             return True
-        return self._size == 2 and all(len(nodes) == 1 for nodes in self._covers())
-
-    def _covers(self) -> list[tuple[tree.Node, ...]]:
-        """The nodes that each process brings."""
-        return [
-            tree.local_sums(self._num_leaves, *tree.share(self._num_leaves, self._size, rank)).cover
-            for rank in range(self._size)
-        ]
+        return self._size == 2 and all(len(nodes) == 1 for nodes in self._covers)
 
     def _peers(self, parts: Sequence[tuple[int, int]]) -> list[int]:
         return [peer for peer in range(self._size) if peer != self._rank and parts[peer][1] > parts[peer][0]]

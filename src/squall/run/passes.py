@@ -1,8 +1,8 @@
 """From the passes of one step to the gradient of the whole minibatch, in `.grad`.
 
 The step's vector holds all gradients (in the order in which the backward pass completes them: the parameters'
-reversed) and then the changes of the floating-point buffers. After a pass its gradients are added there; in a process's
-last pass post-accumulate hooks see when a bucket is complete, and it travels while the rest is still computed.
+reversed) and then the changes of the floating-point buffers. Post-accumulate hooks see when all gradients of a
+bucket are there and move them into it; in a process's last pass it travels while the rest is still computed.
 Counts, losses, metrics and flags travel in a second, small float64 vector along the same tree::
 
     vector   | grad of last layer | ... | grad of first layer | changes of buffers |     float32 (or float64)

@@ -272,7 +272,9 @@ class Run:
         stepper = self._require_setup()
         if stepper.ledger is None:
             raise RunError("run.finish() before run.steps(...)", [("rule", "train first")])
-        if stepper.order is not None and self.steps_done == stepper.order.num_steps and self._iteration is not None:
+        assert stepper.order is not None
+        assert self._iteration is not None
+        if self.steps_done == stepper.order.num_steps:
             next(self._iteration, None)  # a loop that took the last step and asked for no further one
         advice = self._left(stepper)
         ledger = stepper.ledger.settle(self.world, self.steps_done)
