@@ -1,14 +1,16 @@
 """What happened, as typed events: one JSON object a line.
 
-The run writes them (`records.jsonl`), the terminal prints them, a report draws them. A record says only facts that
-were measured; whoever shows it decides how. Times are seconds since the run's start.
+The run writes them, the terminal prints them, a report draws them. A record says only facts that were measured;
+whoever shows it decides how. Times are seconds since the run's start. There are two files: `records.jsonl` tells of
+the training, and a run that was killed and resumed has the same as one that was not, but for times;
+`sessions.jsonl` tells of the processes that did it, when they came and left, saved, or were slow.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -58,11 +60,18 @@ class Stepped(Record):
     lr: float
     seconds: float
     metrics: Mapping[str, float] = field(default_factory=dict)
+    spent: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class EpochEnded(Record):
-    """An epoch ended: training averages, evaluation, speed and where the time went (shares of 1)."""
+    """An epoch ended: training averages, evaluation, speed and where the time went.
+
+    Attributes:
+        spent: where rank 0's training time of the epoch went, seconds by name (`SPENT`).
+        evaluation: seconds between the epoch's last update and this record.
+        pace: by rank, the seconds that it computed for a sample of its own: how slow each rank is.
+    """
 
     kind: ClassVar[str] = "epoch"
     epoch: int
@@ -70,10 +79,10 @@ class EpochEnded(Record):
     train_loss: float
     lr: float
     samples_per_second: float
-    data_share: float
-    compute_share: float
-    wait_share: float
+    spent: Mapping[str, float]
     seconds: float
+    evaluation: float = 0.0
+    pace: Sequence[float] = ()
     train: Mapping[str, float] = field(default_factory=dict)
     val: Mapping[str, float] = field(default_factory=dict)
     test: Mapping[str, float] = field(default_factory=dict)
@@ -98,6 +107,74 @@ class Noted(Record):
 
 
 @dataclass(frozen=True)
+class SessionBegan(Record):
+    """Processes began, or began again, to work on a run. Times of day are seconds since 1970.
+
+    Attributes:
+        start_step: the first step that they compute; 0 or that of the checkpoint they go on from.
+    """
+
+    kind: ClassVar[str] = "session"
+    time: float
+    host: str
+    pid: int
+    processes: int
+    start_step: int
+    fingerprint: Mapping[str, Any]
+    version: str
+
+
+@dataclass(frozen=True)
+class Saved(Record):
+    """A checkpoint is whole on disk.
+
+    Attributes:
+        step: updates that it holds.
+        blocked: seconds that training stood still for it.
+        seconds: that writing it took, beside training.
+        num_bytes: on disk.
+    """
+
+    kind: ClassVar[str] = "saved"
+    step: int
+    epoch: int
+    blocked: float
+    seconds: float
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class SaveFailed(Record):
+    """A checkpoint could not be written; training goes on. `kept` is the step of the newest whole one, or None."""
+
+    kind: ClassVar[str] = "save_failed"
+    step: int
+    error: str
+    kept: int | None
+
+
+@dataclass(frozen=True)
+class Slow(Record):
+    """A rank computes slower than the others: `ratio` times the median of all ranks over an epoch."""
+
+    kind: ClassVar[str] = "slow"
+    epoch: int
+    rank: int
+    ratio: float
+
+
+@dataclass(frozen=True)
+class SessionEnded(Record):
+    """The processes left the run: `outcome` as of `Ended`; `why` says what ended a session that did not finish."""
+
+    kind: ClassVar[str] = "session_ended"
+    time: float
+    step: int
+    outcome: str
+    why: str = ""
+
+
+@dataclass(frozen=True)
 class Ended(Record):
     """A run ended; `outcome` is one of finished, diverged, stopped, failed; `advice` says what to do next."""
 
@@ -109,6 +186,12 @@ class Ended(Record):
 
 
 Sink = Callable[[Record], None]
+
+SPENT = ("data", "compute", "communication", "wait", "save")
+"""Where a step's time goes: reading; computing; sums under way; waiting for slower ranks; copying a checkpoint."""
+
+OF_SESSION: tuple[type[Record], ...] = (SessionBegan, Saved, SaveFailed, Slow, SessionEnded)
+"""What happened to the processes, not to the training: two runs of one recipe have equal records but for these."""
 
 
 class RecordFile:

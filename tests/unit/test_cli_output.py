@@ -48,9 +48,7 @@ def epoch(index: int, **changed: Any) -> EpochEnded:
         "train_loss": 1.8413,
         "lr": 0.0997,
         "samples_per_second": 9870.4,
-        "data_share": 0.02,
-        "compute_share": 0.91,
-        "wait_share": 0.07,
+        "spent": {"data": 0.02, "compute": 0.91, "communication": 0.05, "wait": 0.02, "save": 0.0},
         "seconds": 0.2,
         "test": {"loss": 1.5, "accuracy": 0.525},
     }

@@ -23,6 +23,7 @@ from squall import records
 from squall.cli import folders
 from squall.errors import DivergedError, InputError
 from squall.recipe import load as load_recipe
+from squall.records import SPENT
 from squall.run import mean_and_std, median_of_last
 from squall.run.folder import Folder, make
 from tests.unit.runs import CLASSES, make_data, make_model, summed, train
@@ -102,7 +103,8 @@ def test_the_records_tell_the_whole_run(finished: tuple[squall.Result, Path]) ->
     for number, epoch in enumerate(epochs):
         losses = [(event["loss"], event["samples"]) for event in steps if event["epoch"] == number]
         assert epoch["train_loss"] == pytest.approx(sum(a * n for a, n in losses) / 18, rel=1e-12)
-        assert epoch["data_share"] + epoch["compute_share"] + epoch["wait_share"] == pytest.approx(1)
+        assert set(epoch["spent"]) == set(SPENT)
+        assert all(seconds >= 0 for seconds in epoch["spent"].values())
     assert events[-1]["result"]["weights_sha256"] == result.values["weights_sha256"]
 
 

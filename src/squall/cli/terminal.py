@@ -119,7 +119,7 @@ class Table:
 
     def row(self, epoch: EpochEnded) -> str:
         """The row of an epoch."""
-        shares = (round(100 * share) for share in (epoch.data_share, epoch.compute_share, epoch.wait_share))
+        shares = (round(100 * share) for share in shares_of_three(epoch.spent))
         cells = [
             str(epoch.epoch + 1),
             f"{epoch.train_loss:.4f}",
@@ -181,6 +181,13 @@ class Bar:
         done = record.step + 1 - started.start_step
         seconds = round(record.seconds / max(done, 1) * (started.num_steps - record.step - 1))
         return f"{seconds // 60}:{seconds % 60:02} left"
+
+
+def shares_of_three(spent: Mapping[str, float]) -> tuple[float, float, float]:
+    """Reading, computing, and everything that is waiting: for sums under way, for slower ranks, for a checkpoint."""
+    whole = sum(spent.values()) or 1.0
+    data, compute = spent.get("data", 0.0) / whole, spent.get("compute", 0.0) / whole
+    return data, compute, 1 - data - compute
 
 
 def json_lines(out: TextIO | None = None) -> Sink:

@@ -1,7 +1,11 @@
 """The run's folder: what a run leaves behind, and the lock that keeps a second writer out.
 
-recipe.toml          the resolved recipe (or run.json: the fields of squall.Run)
+recipe.toml          the resolved recipe
+run.json             how it was started: target, flags, or the script of a loop of one's own; the fields of squall.Run
 records.jsonl        what happened, an event a line; tb/ holds it as TensorBoard events where that is installed
+sessions.jsonl       who worked on it and when: processes that came and left, checkpoints, slow ranks
+checkpoints/         step-NNNNNNNN: a state to go on from (`checkpoint.py`)
+logs/                what ranks wrote to standard error, and tracebacks
 weights.safetensors  final weights and buffers under the module's own names; ema.safetensors beside it
 result.json          how the run ended
 
@@ -25,6 +29,10 @@ WEIGHTS = "weights.safetensors"
 EMA_WEIGHTS = "ema.safetensors"
 RECIPE = "recipe.toml"
 RECORDS = "records.jsonl"
+SESSIONS = "sessions.jsonl"
+STARTED = "run.json"
+CHECKPOINTS = "checkpoints"
+LOGS = "logs"
 RESULT = "result.json"
 _LOCK = ".lock"
 _TRIES = 100

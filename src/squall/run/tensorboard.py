@@ -78,7 +78,5 @@ def _of_epoch(record: EpochEnded) -> dict[str, float]:
         **{f"{split}/{name}": value for split, values in splits.items() for name, value in values.items()},
         "lr": record.lr,
         "speed/samples_per_second": record.samples_per_second,
-        "speed/data_share": record.data_share,
-        "speed/compute_share": record.compute_share,
-        "speed/wait_share": record.wait_share,
+        **{f"speed/{name}_seconds": seconds for name, seconds in record.spent.items()},
     }
