@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TextIO
+from typing import Any, BinaryIO, ClassVar
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,6 @@ class Saved(Record):
 
     kind: ClassVar[str] = "saved"
     step: int
-    epoch: int
     blocked: float
     seconds: float
     num_bytes: int
@@ -195,18 +194,41 @@ OF_SESSION: tuple[type[Record], ...] = (SessionBegan, Saved, SaveFailed, Slow, S
 
 
 class RecordFile:
-    """A sink that appends records to a file; each line is flushed, so a reader can follow it."""
+    """A sink that appends records to a file, each line at once, so that a reader can follow it.
 
-    def __init__(self, path: Path) -> None:
-        self._file: TextIO = path.open("a", encoding="utf-8")
+    What a full disk does not take is kept, and written when there is room again: a run goes on meanwhile.
+
+    Arguments:
+        path: of the file.
+        length: bytes of it that stay; what follows is cut off. All of it by default.
+    """
+
+    def __init__(self, path: Path, length: int | None = None) -> None:
+        self._file: BinaryIO = path.open("ab", buffering=0)
+        if length is not None:
+            self._file.truncate(length)
+        self._waiting = b""
+        self.length = self._file.seek(0, 2)
 
     def __call__(self, record: Record) -> None:
         """Writes one record."""
-        self._file.write(record.to_json() + "\n")
-        self._file.flush()
+        line = record.to_json().encode() + b"\n"
+        self.length += len(line)
+        self._waiting += line
+        self.flush()
+
+    def flush(self) -> str:
+        """Writes what is waiting; gives the reason where that does not work."""
+        while self._waiting:
+            try:
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
+            except OSError as error:
+                return error.strerror or str(error)
+        return ""
 
     def close(self) -> None:
-        """Closes the file; what a full disk did not take was an error when it was written."""
+        """Closes the file."""
+        self.flush()
         with suppress(OSError):
             self._file.close()
 

@@ -23,6 +23,7 @@ of two, which takes some tenths of a millisecond where computing keeps every cor
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -95,6 +96,7 @@ class TreeReduction(Reduction):
         self._first = lo
         self._next_bucket = 0
         self._step = None
+        self.waited = 0.0
         return range(lo, hi)
 
     def begin_pass(self, leaf: int) -> tuple[int, bool]:
@@ -128,8 +130,10 @@ class TreeReduction(Reduction):
         if self._travelling is not None:
             last, self._travelling = self._travelling, None
             self._complete(last)
+        started = time.perf_counter()
         for pending in (*self._results, *self._sent):
             pending.wait()
+        self.waited += time.perf_counter() - started
         self._results.clear()
         self._sent.clear()
         return self.vectors[0]
@@ -157,7 +161,9 @@ class TreeReduction(Reduction):
         return _Travelling(bucket, direct, parts, sent, sums, frontier)
 
     def _complete(self, travelling: _Travelling) -> None:
+        started = time.perf_counter()
         travelling.sums.wait()
+        self.waited += time.perf_counter() - started
         bucket, parts = travelling.bucket, travelling.parts
         start, stop = parts[self._rank]
         if travelling.direct:

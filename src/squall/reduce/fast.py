@@ -7,6 +7,7 @@ processes over Gloo send each other the bucket instead and both add: the same su
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,6 +45,7 @@ class FastReduction(Reduction):
         """Begins a step; a process without a pass contributes zeros."""
         lo, hi = tree.share(num_leaves, self._size, self._rank)
         self._first, self._next_bucket = lo, 0
+        self.waited = 0.0
         if lo == hi:
             self.vectors[0].zero_()
         return range(lo, hi)
@@ -74,6 +76,7 @@ class FastReduction(Reduction):
         """Starts what was not started, waits for all."""
         for bucket in range(self._next_bucket, len(self._buckets)):
             self.ready(bucket)
+        started = time.perf_counter()
         for piece, sent, got in self._under_way:
             got.wait()
             sent.wait()  # from the memory that the sum is about to overwrite
@@ -85,4 +88,5 @@ class FastReduction(Reduction):
             except RuntimeError as error:
                 raise PeerLostError(None, "to all-reduce a bucket", "for", str(error)) from error
         self._works.clear()
+        self.waited += time.perf_counter() - started
         return self.vectors[0]

@@ -66,6 +66,8 @@ class Reduction(ABC):
     """
 
     vectors: list[torch.Tensor]
+    waited: float = 0.0
+    """Seconds that this process has stood still for others since the step was opened."""
 
     @abstractmethod
     def open(self, num_leaves: int) -> range:

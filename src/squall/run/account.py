@@ -7,13 +7,19 @@ import resource
 import sys
 import weakref
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from squall.data.order import Order
-from squall.errors import DivergedError
+from squall.errors import DivergedError, RunError
+from squall.model import weights
 from squall.records import Ended, Started
 from squall.run import arithmetic
 from squall.run.fingerprint import digest
+from squall.run.folder import EMA_WEIGHTS, WEIGHTS
+from squall.run.leaving import how_to_go_on
 from squall.run.result import Outcome, Result, cause
 
 if TYPE_CHECKING:
@@ -23,8 +29,8 @@ if TYPE_CHECKING:
     from squall.run.steps import Step
 
 
-def started(run: Run, order: Order, model: nn.Module) -> Started:
-    """The first record."""
+def started(run: Run, order: Order, model: nn.Module, start_step: int = 0) -> Started:
+    """The first record; `start_step` is where this session begins."""
     spec = run.spec
     return Started(
         name=run.name,
@@ -39,7 +45,27 @@ def started(run: Run, order: Order, model: nn.Module) -> Started:
         worker_batch_size=spec.worker_batch_size,
         num_samples=order.num_samples,
         num_parameters=sum(p.numel() for p in model.parameters()),
+        start_step=start_step,
     )
+
+
+def write_weights(run: Run, path: Path, sha256: str) -> None:
+    """Writes the final weights, and the averaged ones.
+
+    Raises:
+        RunError: the disk does not take them; the run can be resumed.
+    """
+    try:
+        weights.save(path / WEIGHTS, run.model.state_dict(), {"squall": "weights", "sha256": sha256})
+        if run.ema is not None:
+            with run.ema.swapped():
+                weights.save(path / EMA_WEIGHTS, run.model.state_dict(), {"squall": "ema"})
+    except (OSError, SafetensorError) as error:
+        raise RunError(
+            f"the weights cannot be written to {path}",
+            [("found", getattr(error, "strerror", None) or str(error)), ("to do", "make room, then:")],
+            how_to_go_on(path),
+        ) from error
 
 
 def result(run: Run, outcome: Outcome, advice: str, values: Mapping[str, Any]) -> Result:

@@ -31,6 +31,12 @@ from squall.run.collect import each, join_blocks, say
 from squall.run.spec import RunSpec
 from squall.run.stepper import finisher
 
+_ASKED = -1
+
+
+class BrokenOffError(Exception):
+    """A rank was asked to leave, so all left the evaluation; `Run` goes on from here."""
+
 
 class PerSample:
     """One value (or row) per sample of a set, in data set order; samples that the set left out are missing."""
@@ -58,14 +64,17 @@ def per_sample(
     measure: Callable[[Any, Any], torch.Tensor],
     *,
     name: str = "data",
+    asked: Callable[[], bool] = lambda: False,
     **reading: Any,
 ) -> PerSample:
     """Applies `measure(outputs, targets)` to each batch of (inputs, targets); joins the per-sample values.
 
     Arguments:
         name: what errors call the set.
+        asked: whether this rank is to leave before the end.
 
     Raises:
+        BrokenOffError: a rank was asked to leave.
         InputError: an empty set, or one whose samples were all left out.
         RunError: a measure that does not give one value per sample.
     """
@@ -73,6 +82,8 @@ def per_sample(
     blocks: list[torch.Tensor] = []
     with evaluating(model), _generators_kept(world.device):
         for draw, batch in _batches(spec, world, data, name, **reading):
+            if asked():
+                break
             inputs, targets = batch
             values = measure(model(inputs), targets)
             if not isinstance(values, torch.Tensor) or values.ndim == 0 or len(values) != len(draw):
@@ -85,7 +96,7 @@ def per_sample(
                     ],
                 )
             blocks.append(values)
-    _first_measured(world, len(blocks), data, name)
+    _first_measured(world, len(blocks), data, name, asked())
     return PerSample(join_blocks(world, torch.cat(blocks) if blocks else None))
 
 
@@ -97,14 +108,17 @@ def averages(
     step: Callable[[nn.Module, Any], tuple[Loss, Metrics]],
     *,
     name: str = "data",
+    asked: Callable[[], bool] = lambda: False,
     **reading: Any,
 ) -> dict[str, float]:
     """Runs a task's step over a set without gradients: the mean loss and every metric, exactly; nan over no elements.
 
     Arguments:
         name: what errors call the set.
+        asked: whether this rank is to leave before the end.
 
     Raises:
+        BrokenOffError: a rank was asked to leave.
         InputError: an empty set, or one whose samples were all left out.
     """
     _check_not_empty(data, name)
@@ -114,6 +128,8 @@ def averages(
     names: list[str] = []
     with evaluating(model), _generators_kept(world.device):
         for _, batch in _batches(spec, world, data, name, **reading):
+            if asked():
+                break
             loss, metrics = step(model, batch)
             means = {key: metric for key, metric in metrics.items() if isinstance(metric, Mean)}
             names = ["loss", *sorted(means)]
@@ -125,7 +141,7 @@ def averages(
                 if isinstance(metric, Gather):
                     gathered.setdefault(key, []).append(metric.tensors)
                     functions[key] = metric.function
-    speaker = _first_measured(world, len(rows), data, name)
+    speaker = _first_measured(world, len(rows), data, name, asked())
     table = join_blocks(world, torch.stack(rows) if rows else None)
     widths = {key: len(batches[0]) for key, batches in gathered.items()}
     names, widths = json.loads(say(world, json.dumps([names, widths]), speaker))
@@ -160,9 +176,12 @@ def _check_not_empty(data: Any, name: str) -> None:
         )
 
 
-def _first_measured(world: World, num_batches: int, data: Any, name: str) -> int:
+def _first_measured(world: World, num_batches: int, data: Any, name: str, asked: bool) -> int:
     """The first rank that measured a batch: it speaks for the others."""
-    for rank, count in enumerate(each(world, num_batches)):
+    found = each(world, _ASKED if asked else num_batches)
+    if _ASKED in found:
+        raise BrokenOffError
+    for rank, count in enumerate(found):
         if count:
             return rank
     raise InputError(

@@ -33,6 +33,10 @@ SESSIONS = "sessions.jsonl"
 STARTED = "run.json"
 CHECKPOINTS = "checkpoints"
 LOGS = "logs"
+
+ENDS = ("finished", "diverged")
+"""Outcomes after which a run does not go on."""
+
 RESULT = "result.json"
 _LOCK = ".lock"
 _TRIES = 100
@@ -45,20 +49,22 @@ class Folder:
     Arguments:
         path: of the folder; made if it is not there.
         ended: it may hold a run, which its own processes write no more.
+        goes_on: it may hold a run that did not come to its end.
 
     Raises:
         InputError: not writable, in use by another process, or holding another run already.
     """
 
-    def __init__(self, path: Path, *, ended: bool = False) -> None:
+    def __init__(self, path: Path, *, ended: bool = False, goes_on: bool = False) -> None:
         self.path = path
+        check = check_open if goes_on else check_free
         if not ended:
-            check_free(path)
+            check(path)
         self._lock, self._made = _locked(path)
         if ended:
             return
         try:
-            check_free(path)  # a run may have ended here in between
+            check(path)  # a run may have ended here in between
         except InputError:
             self.close()
             raise
@@ -112,6 +118,33 @@ def clear(path: Path) -> None:
     """Takes away what a run has left that never began: nothing was trained. A log of what went wrong stays."""
     if not (path / RECORDS).exists():
         (path / RECIPE).unlink(missing_ok=True)
+        (path / STARTED).unlink(missing_ok=True)
+
+
+def outcome(path: Path) -> str | None:
+    """How the run of a folder ended: "" if nobody could say so, None if there is no run."""
+    if not (path / RECORDS).exists():
+        return None
+    try:
+        return str(json.loads((path / RESULT).read_text(encoding="utf-8")).get("outcome", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""
+
+
+def check_open(path: Path) -> None:
+    """Refuses a folder with a run that came to its end, or one that cannot be written; creates nothing.
+
+    Raises:
+        InputError: saying what is there and what to do.
+    """
+    ended = outcome(path)
+    if ended in ENDS:
+        same = "it would compute the same numbers again" if ended == "diverged" else "a run never overwrites another"
+        raise InputError(
+            f"the run folder {path} holds a run that {'diverged' if ended == 'diverged' else 'is finished'}",
+            [("rule", same), ("to do", f"choose another folder with --out DIR, or remove {path}")],
+        )
+    _check_writable(path)
 
 
 def check_free(path: Path) -> None:
@@ -121,13 +154,18 @@ def check_free(path: Path) -> None:
         InputError: saying what is there and what to do.
     """
     if (path / RECORDS).exists():
+        resume = "" if outcome(path) in ENDS else f"squall resume {path}, or "
         raise InputError(
             f"the run folder {path} holds a run already",
             [
                 ("rule", "a run never overwrites another"),
-                ("to do", f"choose another folder with --out DIR, or remove {path}"),
+                ("to do", f"{resume}choose another folder with --out DIR, or remove {path}"),
             ],
         )
+    _check_writable(path)
+
+
+def _check_writable(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file", [("rule", "a run needs a folder"), ("to do", "--out DIR")])
     existing = path

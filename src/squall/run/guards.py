@@ -152,6 +152,23 @@ def check_left(step: int, complete: bool, updated: bool) -> None:
     )
 
 
+def check_scheduler(optimizer: torch.optim.Optimizer, kept: bool, saved: bool) -> None:
+    """Refuses a scheduler of torch's whose position would be lost with the process.
+
+    Raises:
+        RunError: it drives the optimiser, the run is saved, and nothing is kept beside it.
+    """
+    if not saved or kept or not hasattr(optimizer.step, "_wrapped_by_lr_sched"):
+        return
+    raise RunError(
+        "a scheduler drives the optimiser, and the checkpoints would not hold its position",
+        [
+            ("rule", "what has a state of its own is kept by name, before run.steps(...)"),
+            ("to do", "run.keep(scheduler=scheduler); or lr=squall.lr(...) in run.setup, which has no state"),
+        ],
+    )
+
+
 def check_gradients(step: int, parameters: Sequence[torch.Tensor]) -> None:
     """Refuses an update after the gradients were taken away.
 

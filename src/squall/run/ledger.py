@@ -62,6 +62,19 @@ class Ledger:
         self._skipped = 0
         self._noted: list[tuple[int, int, Draw]] = []
 
+    def load(self, counts: np.ndarray[Any, np.dtype[np.int64]], digest: int, skipped: int) -> None:
+        """Takes over what earlier sessions counted; called on one rank, as all ranks are added up."""
+        self._counts += counts
+        self._digest += np.array([digest], dtype=np.uint64)
+        self._skipped += skipped
+
+    def total(self, world: World) -> tuple[np.ndarray[Any, np.dtype[np.int64]], int, int]:
+        """Counts, digest and skipped reads of all ranks together."""
+        self._count()
+        counts = add_up(world, self._counts)
+        digest, skipped = add_up(world, np.array([self._digest.view(np.int64)[0], self._skipped], dtype=np.int64))
+        return counts, int(digest) & (1 << 64) - 1, int(skipped)
+
     def note(self, plan: StepPlan, pass_index: int, planned: Draw, read: Draw) -> None:
         """Counts what one pass really read."""
         first, _ = plan.pass_range(pass_index)
@@ -94,9 +107,7 @@ class Ledger:
         Raises:
             RunError: a sample was missed or seen too often.
         """
-        self._count()
-        counts = add_up(world, self._counts)
-        digest, skipped = add_up(world, np.array([self._digest.view(np.int64)[0], self._skipped], dtype=np.int64))
+        counts, digest, skipped = self.total(world)
         expected = self._expected(steps_done)
         wrong = np.flatnonzero(counts != expected) if not skipped else np.flatnonzero(counts > expected)
         if len(wrong) or (skipped and int((expected - counts).sum()) != int(skipped)):
@@ -110,8 +121,8 @@ class Ledger:
             distinct=int((counts > 0).sum()),
             least=int(counts.min()),
             most=int(counts.max()),
-            skipped=int(skipped),
-            digest=f"{int(digest) & (1 << 64) - 1:016x}",
+            skipped=skipped,
+            digest=f"{digest:016x}",
             complete=steps_done == self._order.num_steps and not skipped,
         )
 

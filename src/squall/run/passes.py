@@ -3,10 +3,10 @@
 The step's vector holds all gradients (in the order in which the backward pass completes them: the parameters'
 reversed) and then the changes of the floating-point buffers. Post-accumulate hooks see when all gradients of a
 bucket are there and move them into it; in a process's last pass it travels while the rest is still computed.
-Counts, losses, metrics and flags travel in a second, small float64 vector along the same tree::
+Counts, losses, metrics, votes and flags travel in a second, small float64 vector along the same tree::
 
     vector   | grad of last layer | ... | grad of first layer | changes of buffers |     float32 (or float64)
-    tail     | loss | count | samples | passes | touched (a flag a parameter) | integers | metrics |      float64
+    tail     | loss | count | samples | passes | votes | busy seconds by rank | touched | integers | metrics |   float64
 
 Gradients are sums over samples until the very end; then one division by the global count gives the gradient of the
 mean: Goyal et al. 2017, Remark 3 (normalise by kn, not by n), in the one place where it can be done right for unequal
@@ -16,7 +16,7 @@ workers.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from squall.errors import InputError, RunError
 from squall.reduce import Bucket, FastReduction, Reduction, TreeReduction, buckets
 from squall.reduce.flat import Place, aligned, place
 from squall.run.buffers import Buffers
-from squall.run.sums import FIXED, StepSums
+from squall.run.sums import FIXED, VOTES, StepSums, flags_at
 
 BUCKET_BYTES = 4 << 20
 
@@ -39,10 +39,15 @@ class Passes:
         model: on its device and in its memory format; its buffers are rebased (see `buffers.py`).
         world: the job's processes.
         exact: tree or collective.
+
+    Attributes:
+        words: what this process tells the others with its last pass: votes (`sums.VOTES`) and busy seconds.
     """
 
     def __init__(self, model: nn.Module, world: World, *, exact: bool) -> None:
         self._world, self._exact = world, exact
+        self.words: Callable[[], tuple[Sequence[float], float]] = lambda: ((0.0,) * len(VOTES), 0.0)
+        self._flags_at = flags_at(world.size)
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self.names = [name for name, _ in reversed(named)]
         self.parameters = [p for _, p in reversed(named)]
@@ -150,18 +155,23 @@ class Passes:
             self._tail.ready(0)
         vector = self._reduction.finish()
         tail = self._tail.finish()[: self._tail_size]
-        flags_end = FIXED + len(self.parameters)
+        flags_end = self._flags_at + len(self.parameters)
         metrics_at = flags_end + self.buffers.num_integers
         vector[: self._places[-1].end].div_((tail[1] * scale).to(vector.dtype))
         if not self._views:
             self._views.append([p.view(self._reduction.vectors[0]) for p in self._places])
         # a parameter that got a gradient here got one; only for the others the other ranks' flags must be read
-        used = self._ever_touched if all(self._ever_touched) else tail[FIXED:flags_end].tolist()
+        used = self._ever_touched if all(self._ever_touched) else tail[self._flags_at : flags_end].tolist()
         for parameter, view, flag in zip(self.parameters, self._views[0], used, strict=True):
             if flag:
                 parameter.grad = view if view.dtype == parameter.dtype else view.to(parameter.dtype)
         self.buffers.close(vector, tail[2].to(vector.dtype), tail[flags_end:metrics_at] / tail[3])
-        return StepSums(tail, self._metric_names, metrics_at)
+        return StepSums(tail, self._metric_names, metrics_at, self._world.size)
+
+    @property
+    def waited(self) -> float:
+        """Seconds that this process has stood still for others since the step was opened."""
+        return self._reduction.waited + (self._tail.waited if self._tail is not None else 0.0)
 
     def detach(self) -> None:
         """Takes the gradients away: the vectors they lie in are about to be used again."""
@@ -251,7 +261,7 @@ class Passes:
     ) -> None:
         if self._tail is None:
             self._metric_names = sorted(metrics)
-            size = FIXED + len(self.parameters) + self.buffers.num_integers + 2 * len(metrics)
+            size = self._flags_at + len(self.parameters) + self.buffers.num_integers + 2 * len(metrics)
             self._tail_size = size
             like = torch.empty(0, dtype=torch.float64, device=self._world.device)
             self._tail = self._new_reduction([Bucket(0, aligned(size))], like, tag=2 * len(self._cuts))
@@ -261,7 +271,10 @@ class Passes:
                 "a step's metrics changed their names",
                 [("before", " ".join(self._metric_names)), ("now", " ".join(sorted(metrics)))],
             )
-        numbers: list[float] = [0.0, 0.0, float(num_samples), 1.0]
+        numbers: list[float] = [0.0] * self._flags_at
+        numbers[2:FIXED] = float(num_samples), 1.0
+        if self._is_last:
+            numbers[FIXED : FIXED + len(VOTES)], numbers[FIXED + len(VOTES) + self._world.rank] = self.words()
         numbers += [1.0 if touched else 0.0 for touched in self._touched]
         values = torch.tensor(numbers, dtype=torch.float64)
         pairs = [x for name in self._metric_names for x in (metrics[name].sum, float(metrics[name].count))]

@@ -9,7 +9,7 @@ scale is halved; after 2,000 good steps it doubles (Micikevicius et al. 2018, se
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -89,6 +89,15 @@ class LossScale:
         self.factor = max(65536.0 / 2 ** (num_samples - 1).bit_length(), 1.0) if self.active else 1.0
         self.overflows = 0
         self._good_steps = 0
+
+    def state(self) -> dict[str, float]:
+        """For a checkpoint."""
+        return {"factor": self.factor, "overflows": self.overflows, "good_steps": self._good_steps}
+
+    def load(self, state: Mapping[str, float]) -> None:
+        """Goes on from a checkpoint."""
+        self.factor, self.overflows = float(state["factor"]), int(state["overflows"])
+        self._good_steps = int(state["good_steps"])
 
     def note(self, finite: bool) -> None:
         """Adapts the factor after a step."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import atexit
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from squall.checkpoint.spec import CheckpointSpec
 from squall.cluster.world import World, join
 from squall.data.order import Draw
 from squall.errors import DivergedError, RunError
@@ -28,13 +29,15 @@ from squall.optim.groups import set_rate
 from squall.optim.lr import Rate
 from squall.records import Ended, Sink
 from squall.rng import Stream, mix
-from squall.run import account, arithmetic, evaluate, folder, precision, tensorboard
+from squall.run import account, arithmetic, beginning, evaluate, folder, precision
 from squall.run.book import Book
 from squall.run.collect import differing
 from squall.run.fingerprint import agree, fingerprint
 from squall.run.guards import check_gradients, check_left, check_open, check_updates
+from squall.run.leaving import Left
 from squall.run.placing import check_optimizer, check_parameters, check_same_data, same_everywhere
 from squall.run.result import Outcome, Result
+from squall.run.saver import Saver
 from squall.run.spec import RunSpec
 from squall.run.stepper import Stepper, finisher
 from squall.run.steps import Step
@@ -51,10 +54,14 @@ class Run:
         world: the job's processes; by default whatever torchrun or SLURM started, or this process alone.
         sinks: called with every record, on rank 0.
         name: for records and messages; by default the folder's name.
+        checkpoint: when the run is saved: "10min", or fields of `CheckpointSpec`; None: never.
+        trackers: "mlflow", "wandb": who gets the records too.
+        other_arithmetic: go on with a run that was begun with another arithmetic; the bits are then others.
         fields: the numbers of `RunSpec`, by name: epochs, global_batch_size, worker_batch_size, seed, ...
 
     Raises:
-        InputError: contradicting numbers, an unwritable or busy folder.
+        InputError: contradicting numbers, an unwritable or busy folder, or one with a run that is finished. A run
+            that is not goes on.
 
     Example:
         >>> import torch, squall
@@ -77,22 +84,32 @@ class Run:
         world: World | None = None,
         sinks: tuple[Sink, ...] = (),
         name: str | None = None,
+        checkpoint: CheckpointSpec | Mapping[str, Any] | str | None = "1ep",
+        trackers: Sequence[str] = (),
+        other_arithmetic: bool = False,
         **fields: Any,
     ) -> None:
         self.spec = RunSpec.of(fields)
+        saving = CheckpointSpec.of(checkpoint) if checkpoint is not None else None
+        beginning.check_trackers(trackers)
         self.world = world if world is not None else join()
         self._owns_world = world is None
         self.is_main = self.world.rank == 0
         self.path = Path(out) if out is not None else None
         self.name = name or (self.path.name if self.path else "run")
-        self.book = Book(sinks if self.is_main else ())
+        self.book = Book(sinks if self.is_main else (), self.world.rank, self.world.size)
         self.ema: Ema | None = None
         self.fingerprint: dict[str, Any] = {}
+        self.data_digest = ""
+        self.stepper: Stepper | None = None
+        self.trackers, self.other_arithmetic = tuple(trackers), other_arithmetic
+        self.saver = Saver(self, saving)
         self._folder: folder.Folder | None = None
-        self._stepper: Stepper | None = None
         self._rate: Rate | None = None
         self._updates = self.steps_done = 0
-        self._now: Step | None = None
+        self.now: Step | None = None
+        self.body_ended = False
+        self._start = beginning.Start()
         self._undo: list[Callable[[], None]] = []
         self._iteration: Iterator[Step] | None = None
         self._outcome: Outcome = "stopped"
@@ -102,7 +119,7 @@ class Run:
         try:
             precision.check(self.spec.precision, self.world.device)
             if self.path is not None and self.is_main:
-                self._folder = folder.Folder(self.path)
+                self._folder = folder.Folder(self.path, goes_on=True)
             self._settings = arithmetic.enter(self.spec, self.world.device)
         except BaseException:
             self.close()
@@ -112,7 +129,8 @@ class Run:
     # -- set-up ------------------------------------------------------------------------------------------------
 
     def setup(self, model: Model, optimizer: Optimizer, lr: Rate | None = None) -> tuple[Model, Optimizer]:
-        """Places model and optimiser: device, memory format, rank 0's weights everywhere, hooks.
+        """Places model and optimiser: device, memory format, rank 0's weights everywhere, hooks; and the state of the
+        newest whole checkpoint, where the folder holds a run that goes on.
 
         Arguments:
             model: any module; it stays the same object with the same parameter names.
@@ -120,7 +138,7 @@ class Run:
             lr: a rate to set before each update (`squall.lr`); without one, the groups' own rates stay.
 
         Raises:
-            InputError: an optimiser of another model, lazy or complex parameters.
+            InputError: an optimiser of another model, lazy or complex parameters; a checkpoint that does not fit.
             RunError: ranks that compute with different arithmetic.
         """
         spec, world = self.spec, self.world
@@ -131,7 +149,7 @@ class Run:
         if spec.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         same_everywhere(world, model)
-        self._stepper = Stepper(spec, world, model)
+        self.stepper = Stepper(spec, world, model)
         self._undo.append(precision.wrap_forward(model, spec.precision, world.device))
         if spec.compile:
             model.compile()
@@ -141,8 +159,16 @@ class Run:
             self.ema = Ema([*model.named_parameters(), *model.named_buffers()], spec.ema)
         self._undo.append(optimizer.register_step_pre_hook(self._before_update).remove)
         self._undo.append(optimizer.register_step_post_hook(self._after_update).remove)
-        self._optimizer, self._rate, self._model = optimizer, lr, model
+        self.optimizer, self._rate, self.model = optimizer, lr, model
+        self._start = beginning.find(self, self._folder.path if self._folder is not None else None)
         return model, optimizer
+
+    def keep(self, **objects: Any) -> None:
+        """Keeps objects with `state_dict` and `load_state_dict` in the checkpoints, such as a scheduler of one's own.
+
+        Call it before `steps`, with the same names in every session; their state must be the same on all ranks.
+        """
+        self.saver.kept.add(objects)
 
     # -- training ----------------------------------------------------------------------------------------------
 
@@ -169,17 +195,17 @@ class Run:
     def _steps(
         self, stepper: Stepper, data: Any, collate: Callable[..., Any] | None, num_workers: int
     ) -> Iterator[Step]:
-        check_same_data(self.world, data, collate, self.spec.seed)
-        order = stepper.begin(data, collate, num_workers)
-        stepper.clock = self.book.clock
-        stepper.clock.reset()
-        self._announce(stepper)
+        self.data_digest = check_same_data(self.world, data, collate, self.spec.seed)
+        order = stepper.begin(data, collate, num_workers, self._start.first_step)
+        self._announce(stepper, len(data))
         late: Step | None = None
         try:
-            for index in range(order.num_steps):
+            for index in range(self._start.opened_step, order.num_steps):
                 check_open(index, self._ended)
                 plan = order.step(index)
-                step = self._now = Step(stepper, plan, self._set_rate(order.progress(index)), self._diverged)
+                step = self.now = Step(stepper, plan, self._set_rate(order.progress(index)), self._diverged)
+                self._start.replay(step)
+                self.body_ended = False
                 before = self._updates
                 yield step
                 step.require_complete("the next step")
@@ -193,7 +219,9 @@ class Run:
                     late = step
                 if plan.ends_epoch:
                     self.book.end_epoch(plan.epoch, index, step.lr)
-                    stepper.clock.reset()
+                    self.book.begin_epoch()
+                self.body_ended = True
+                self.saver.end_step(step, order.progress(index), order.progress(index + 1))
             self._outcome = "finished"
         finally:
             stepper.close()
@@ -220,10 +248,12 @@ class Run:
         Returns:
             The values of the whole set in its order; `.mean()` is the metric. With `ema`, of the averaged weights.
         """
-        with self._averaged():
-            return evaluate.per_sample(
-                self.spec, self.world, model, data, measure, collate=collate, num_workers=num_workers, name=name
-            )
+        reading: Any = {"collate": collate, "num_workers": num_workers, "name": name, "asked": self.saver.is_asked}
+        try:
+            with self._averaged():
+                return evaluate.per_sample(self.spec, self.world, model, data, measure, **reading)
+        except evaluate.BrokenOffError:
+            raise self.saver.break_off_evaluation() from None
 
     def averages(
         self,
@@ -236,10 +266,12 @@ class Run:
         name: str = "data",
     ) -> dict[str, float]:
         """Runs a task's step over a set: the mean loss and every metric by name; errors call the set `name`."""
-        with self._averaged():
-            return evaluate.averages(
-                self.spec, self.world, model, data, step, collate=collate, num_workers=num_workers, name=name
-            )
+        reading: Any = {"collate": collate, "num_workers": num_workers, "name": name, "asked": self.saver.is_asked}
+        try:
+            with self._averaged():
+                return evaluate.averages(self.spec, self.world, model, data, step, **reading)
+        except evaluate.BrokenOffError:
+            raise self.saver.break_off_evaluation() from None
 
     def log(
         self, *, val: Mapping[str, float] | None = None, test: Mapping[str, float] | None = None, **values: float
@@ -250,7 +282,7 @@ class Run:
 
     def position(self) -> str:
         """Where the run is, for messages: rank, epoch, step."""
-        now = self._now
+        now = self.now
         where = f"epoch {now.epoch + 1}, step {now.index}" if now else "before the first step"
         return f"rank {self.world.rank} of {self.world.size}, {where}"
 
@@ -278,18 +310,15 @@ class Run:
             next(self._iteration, None)  # a loop that took the last step and asked for no further one
         advice = self._left(stepper)
         ledger = stepper.ledger.settle(self.world, self.steps_done)
-        sha256 = weights.sha256(self._model.named_parameters())
+        sha256 = weights.sha256(self.model.named_parameters())
         if strayed := differing(self.world, sha256):
             raise RunError(
                 f"rank {strayed[0]} ends with other weights than rank 0",
                 [("rule", "every rank applies the same updates to the same weights")],
             )
         if self._folder is not None:
-            state = self._model.state_dict()
-            weights.save(self._folder.path / folder.WEIGHTS, state, {"squall": "weights", "sha256": sha256})
-            if self.ema is not None:
-                with self.ema.swapped():
-                    weights.save(self._folder.path / folder.EMA_WEIGHTS, self._model.state_dict(), {"squall": "ema"})
+            account.write_weights(self, self._folder.path, sha256)
+        self.saver.finish()
         return self._end(self._outcome, advice, {"weights_sha256": sha256, "ledger": ledger.as_dict(), **values})
 
     def close(self, error: BaseException | None = None) -> None:
@@ -300,11 +329,12 @@ class Run:
             error: what a run that came to no result ended by, for its folder; the exception under way unless given.
         """
         if self.begun and not self._ended:
-            self._break_off(error or sys.exception(), self._now)
+            self._break_off(error or sys.exception(), self.now)
+        self.saver.close()
         while self._undo:
             self._undo.pop()()
-        if self._stepper is not None:
-            self._stepper.release()
+        if self.stepper is not None:
+            self.stepper.release()
         self.book.close()
         if self._folder is not None:
             self._folder.close()
@@ -319,51 +349,60 @@ class Run:
 
     # -- inside ------------------------------------------------------------------------------------------------
 
+    def leave(self, error: Left) -> None:
+        """Ends the run as stopped; its state is saved."""
+        self._break_off(error, self.now)
+        self.close()
+
     def _require_setup(self) -> Stepper:
-        if self._stepper is None:
+        if self.stepper is None:
             raise RunError("run.setup was not called", [("to do", "model, optimizer = run.setup(model, optimizer)")])
-        return self._stepper
+        return self.stepper
 
     def _averaged(self) -> AbstractContextManager[None]:
         return self.ema.swapped() if self.ema is not None else nullcontext()
 
     def _set_rate(self, progress: float) -> float | None:
-        groups = self._optimizer.param_groups
+        groups = self.optimizer.param_groups
         if self._rate is None:
             return float(groups[0]["lr"]) if groups else None
         rate = self._rate.at(progress, global_batch_size=self.spec.global_batch_size, epochs=self.spec.epochs)
-        set_rate(self._optimizer, rate)
+        set_rate(self.optimizer, rate)
         return rate
 
     def _settle(self, step: Step | None) -> None:
         """Looks at a step's loss and notes it; on a GPU one step late, so that nobody waits for the device."""
         if step is not None and step.sums is not None:
             step.check_finite()
-            self.book.note_step(step.index, step.epoch, step.lr, step.seconds, step.sums)
+            self.book.note_step(step)
+            self.saver.hear(step.sums.votes)
 
     def _before_update(self, *_: Any) -> None:
-        if self._now is None or self._stepper is None:
+        if self.now is None or self.stepper is None:
             return
-        self._now.require_complete("optimizer.step()")
-        if not self._stepper.scale.active:  # a step of fp16 that overflowed has no gradients, and means it
-            check_gradients(self._now.index, self._stepper.parameters)
+        self.now.require_complete("optimizer.step()")
+        if (
+            not self.stepper.scale.active and not self.now.is_replay
+        ):  # a step of fp16 that overflowed has no gradients, and means it
+            check_gradients(self.now.index, self.stepper.parameters)
 
     def _after_update(self, *_: Any) -> None:
         self._updates += 1
+        if self.now is None or self.now.is_replay:
+            return
         if self.ema is not None:
             self.ema.update()
-        seconds = self.book.note_update()
-        if self._now is not None:
-            self.steps_done = self._now.index + 1
-            self._now.seconds = seconds
+        self.book.note_update(self.now)
+        self.steps_done = self.now.index + 1
+        self.saver.updated(self.now)
 
-    def _announce(self, stepper: Stepper) -> None:
-        assert stepper.order is not None
+    def _announce(self, stepper: Stepper, num_samples: int) -> None:
+        """The first thing that is written: from here on there is a run."""
+        self._start.check_data(num_samples, self.data_digest)
         self.begun = True
         if self._folder is not None:
-            self.book.write_to(self._folder.path / folder.RECORDS, self._folder.path / tensorboard.FOLDER)
             atexit.register(self._at_exit)
-        self.book.emit(account.started(self, stepper.order, self._model))
+        self._start.begin(self, stepper, self._folder.path if self._folder is not None else None)
 
     def _diverged(self, step: Step, loss: float) -> DivergedError:
         error = account.diverged(step, loss)
@@ -376,11 +415,12 @@ class Run:
         assert stepper.order is not None
         if self._outcome == "finished":
             return ""
-        if self._now is not None and stepper.read_samples and stepper.where[0] == self._now.index:
-            check_left(self._now.index, self._now.complete, self.steps_done > self._now.index)
+        if self.now is not None and stepper.read_samples and stepper.where[0] == self.now.index:
+            check_left(self.now.index, self.now.complete, self.steps_done > self.now.index)
         return f"run.steps was left after {self.steps_done} of {stepper.order.num_steps} steps; a loop over it does all"
 
     def _end(self, outcome: Outcome, advice: str, values: Mapping[str, Any]) -> Result:
+        self.saver.close(outcome, advice)
         result = account.result(self, outcome, advice, values)
         if self._folder is not None:
             self._folder.write_json(folder.RESULT, result.values)
@@ -393,6 +433,8 @@ class Run:
         """Leaves word of an end without a result; nothing that goes wrong here may hide what ended the run."""
         self._ended = True
         ended = account.broken_off(self, error, step)
+        with suppress(Exception):
+            self.saver.close(ended.outcome, str(ended.result["error"]))
         self.book.close()  # so that no sink of the user's keeps the record from the file
         if self._folder is not None:
             folder.note_end(self._folder.path, ended)

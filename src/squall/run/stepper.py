@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -30,23 +30,26 @@ from squall.run.ledger import Ledger
 from squall.run.passes import Passes
 from squall.run.precision import LossScale
 from squall.run.spec import RunSpec
-from squall.run.sums import StepSums
+from squall.run.sums import VOTES, StepSums
 
 
 @dataclass
 class Clock:
-    """Seconds of the current epoch spent on reading data and on waiting for other ranks, since the last reset."""
+    """Where the time of the step at hand goes, on this process.
 
+    Attributes:
+        opened: when the step began, on `time.perf_counter`.
+        data: seconds spent on reading batches.
+        blocked: seconds spent on waiting for sums: for slower ranks, and for what travels.
+    """
+
+    opened: float = 0.0
     data: float = 0.0
-    wait: float = 0.0
-    start: float = 0.0
-    samples: int = 0
+    blocked: float = 0.0
 
-    def reset(self) -> None:
-        """Begins a new stretch."""
-        self.data = self.wait = 0.0
-        self.samples = 0
-        self.start = time.perf_counter()
+    def open(self) -> None:
+        """Begins a step."""
+        self.opened, self.data, self.blocked = time.perf_counter(), 0.0, 0.0
 
 
 class Stepper:
@@ -64,6 +67,9 @@ class Stepper:
         self.parameters = self.passes.parameters
         self.scale = LossScale(spec.precision, spec.worker_batch_size * spec.fuse)
         self.clock = Clock()
+        self.votes: Callable[[], Sequence[float]] = lambda: (0.0,) * len(VOTES)
+        self.passes.words = self._words
+        self._generator = torch.default_generator.get_state()
         self.first_step = 0
         self.num_passes = 0
         self.read_samples = 0
@@ -106,11 +112,12 @@ class Stepper:
                 finish=finisher(data, self.spec),
             )
         )
-        self.clock.reset()
         return order
 
     def open_step(self, plan: StepPlan) -> range:
         """Begins a step; returns the passes to compute here."""
+        self.clock.open()
+        self._generator = torch.default_generator.get_state()
         leaves = self.passes.open(plan.num_passes)
         self.num_passes = len(leaves)
         return leaves
@@ -151,12 +158,15 @@ class Stepper:
         self.passes.backward(loss * self.scale.factor if self.scale.active else loss)
         self.passes.end_pass(loss, count, num_samples, metrics)
 
-    def close_step(self, plan: StepPlan) -> StepSums:
-        """Waits for the sums of all processes."""
-        started = time.perf_counter()
+    def close_step(self) -> StepSums:
+        """Waits for the sums of all processes.
+
+        torch's generator goes on from where it was before the step: what a loop draws between steps depends neither on
+        the passes that this process happens to host nor on their number.
+        """
         sums = self.passes.finish(scale=self.scale.factor)
-        self.clock.wait += time.perf_counter() - started
-        self.clock.samples += plan.num_samples
+        self.clock.blocked = self.passes.waited
+        torch.default_generator.set_state(self._generator)
         if self.scale.active:
             finite = self.passes.is_finite()
             self.scale.note(finite)
@@ -177,6 +187,10 @@ class Stepper:
         self.passes.release()
         if self._groups is not None:
             self._groups.remove()
+
+    def _words(self) -> tuple[Sequence[float], float]:
+        """Votes, and the seconds that this process has been busy in the step."""
+        return self.votes(), time.perf_counter() - self.clock.opened - self.passes.waited
 
     def _draws(self, order: Order, first_step: int) -> Iterator[Draw]:
         for index in range(first_step, order.num_steps):

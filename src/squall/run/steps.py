@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +20,8 @@ from squall.data.order import StepPlan
 from squall.errors import RunError
 from squall.metrics import Mean, Metric
 from squall.run.guards import check_loss, check_training_mode
-from squall.run.sums import StepSums
+from squall.run.stepper import Clock
+from squall.run.sums import SavedSums, StepSums
 
 if TYPE_CHECKING:
     from squall.run.stepper import Stepper
@@ -44,14 +46,34 @@ class Step:
         self.num_samples = plan.num_samples
         self.lr = lr
         self.seconds = 0.0  # when its update was applied, since the run's start
-        self.sums: StepSums | None = None
+        self.seconds_whole = 0.0  # from its opening to its update
+        self.sums: StepSums | SavedSums | None = None
+        self.clock = Clock()
+        self.is_replay = False
         self._open = -1
         self._done = 0
         self._backward_done = True
         self.complete = False
 
+    def replay(self, sums: SavedSums, seconds: float) -> Step:
+        """Makes it the rest of a step that another session updated and did not finish: no batches, no gradients.
+
+        The loop's body runs once more from its update on, which then has nothing to apply.
+        """
+        self.sums, self.seconds, self.is_replay = sums, seconds, True
+        return self
+
+    @property
+    def plan(self) -> StepPlan:
+        """Who computes what."""
+        return self._plan
+
     def __iter__(self) -> Iterator[Any]:
         """This process's passes: batches as the data set collates them, on the run's device."""
+        if self.is_replay:
+            self._stepper.passes.detach()
+            self.complete = True
+            return
         if self._done or self.complete:
             raise RunError("a step was iterated twice", [("rule", "loop over a step once: `for batch in step:`")])
         leaves = self._stepper.open_step(self._plan)
@@ -65,7 +87,8 @@ class Step:
                     [("rule", "each batch of a step needs one step.backward(loss)")],
                 )
             self._done += 1
-        self.sums = self._stepper.close_step(self._plan)
+        self.sums = self._stepper.close_step()
+        self.clock = replace(self._stepper.clock)
         self.complete = True
         if not self._stepper.late:
             self.check_finite()
@@ -85,6 +108,22 @@ class Step:
             )
         if not math.isfinite(self.sums.loss):
             raise self._diverged(self, self.sums.loss)
+
+    def spent(self, rank: int) -> dict[str, float]:
+        """Where this process's time went between the step's opening and its update, seconds by name.
+
+        Ranks leave a step together, so that the slowest's head start tells waiting from travelling.
+        """
+        assert self.sums is not None
+        busy = self.sums.busy
+        wait = min(max(busy) - busy[rank], self.clock.blocked) if busy else 0.0
+        travel = self.clock.blocked - wait
+        return {
+            "data": self.clock.data,
+            "compute": max(self.seconds_whole - self.clock.data - self.clock.blocked, 0.0),
+            "communication": travel,
+            "wait": wait,
+        }
 
     def backward(
         self,

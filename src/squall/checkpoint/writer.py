@@ -1,0 +1,195 @@
+"""The background process that writes checkpoints: copies what a rank left in shared memory to disk, and hashes it.
+
+A thread would fight training for the interpreter; writing in the rank would stop it for as long as the disk takes. This
+process is spawned once, when a run begins, from this file alone and without torch. It reads orders, a line of JSON
+each, and answers each with a line::
+
+    rank          copy state into shared memory    order -->   train on ...                       <-- answer
+    rank 1's writer                  write, sync rank-1.safetensors    say so in rank-1.json
+    rank 0's writer                  write, sync rank-0.safetensors    wait for all, manifest, sync, rename, sync
+
+Until the rename the folder has a name that nobody looks for. A death at any moment, of anybody, leaves either the old
+checkpoints alone or the old ones and a whole new one. Hashing runs beside writing: either would halve the speed of the
+other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import json
+import mmap
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+_CHUNK = 4 << 20
+_POLL_S = 0.01
+_PATIENCE_S = 600.0
+_PR_SET_PDEATHSIG = 1
+_GONE = ".gone-"
+
+
+def main(fd: int, parent: int) -> None:
+    """Follows orders until there are no more.
+
+    Arguments:
+        fd: of the shared memory.
+        parent: the rank; this process does not outlive it.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the rank decides when to leave
+    if os.getppid() != parent:
+        return
+    for line in sys.stdin:
+        order = json.loads(line)
+        started = time.monotonic()
+        try:
+            answer = follow(order, fd)
+        except OSError as error:
+            answer = {"error": error.strerror or str(error)}
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        answer |= {"step": order["step"], "seconds": time.monotonic() - started}
+        sys.stdout.write(f"{json.dumps(answer)}\n")
+        sys.stdout.flush()
+
+
+def follow(order: dict[str, Any], fd: int) -> dict[str, Any]:
+    """Writes one rank's file; rank 0's writer also makes the checkpoint of it.
+
+    Arguments:
+        order: folder (where it is made), name (of the rank's file, without its ending), header (of the file), bytes
+            (of shared memory); for rank 0 also parts (names of all ranks' files), final (the folder's name when it is
+            whole), body (of the manifest), sync (files to sync before), remove (older checkpoints).
+    """
+    folder = Path(order["folder"])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        part = _write_part(folder / f"{order['name']}.safetensors", order["header"].encode(), fd, order["bytes"])
+        _publish(folder / f"{order['name']}.json", json.dumps(part))
+        if "final" not in order:
+            return {}
+        return _complete(folder, order)
+    except BaseException as error:
+        if "final" in order:
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                why = (error.strerror if isinstance(error, OSError) else "") or str(error)
+                _publish(folder / f"{order['name']}.json", json.dumps({"error": why}))
+        raise
+
+
+def _write_part(path: Path, header: bytes, fd: int, size: int) -> dict[str, Any]:
+    """Writes a safetensors file: the length of the header, the header, the bytes."""
+    head = len(header).to_bytes(8, "little") + header
+    digest = hashlib.sha256(head)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    try:
+        _write_all(file, memoryview(head))
+        if size:
+            with mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ) as memory, memoryview(memory) as data:
+                hashing = threading.Thread(target=_hash, args=(digest, data))
+                hashing.start()
+                try:
+                    for start in range(0, size, _CHUNK):
+                        with data[start : min(start + _CHUNK, size)] as chunk:
+                            _write_all(file, chunk)
+                    os.fsync(file)
+                finally:
+                    hashing.join()
+        else:
+            os.fsync(file)
+    finally:
+        os.close(file)
+    return {"bytes": len(head) + size, "sha256": digest.hexdigest()}
+
+
+def _hash(digest: Any, data: memoryview) -> None:
+    for start in range(0, len(data), _CHUNK):
+        with data[start : start + _CHUNK] as chunk:
+            digest.update(chunk)
+
+
+def _write_all(file: int, data: memoryview) -> None:
+    while data:
+        written = os.write(file, data)
+        data = data[written:]
+
+
+def _complete(folder: Path, order: dict[str, Any]) -> dict[str, Any]:
+    """Waits for all parts, writes the manifest, gives the folder its name, removes what is not kept."""
+    files = [_part_of(folder, name) for name in order["parts"]]
+    for path in order["sync"]:
+        _sync(Path(path))
+    body = {**order["body"], "files": files}
+    text = manifest_text(body).encode()
+    manifest = os.open(folder / order["manifest"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    try:
+        _write_all(manifest, memoryview(text))
+        os.fsync(manifest)
+    finally:
+        os.close(manifest)
+    for name in order["parts"]:
+        (folder / f"{name}.json").unlink(missing_ok=True)
+    _sync(folder)
+    final = folder.parent / order["final"]
+    if final.exists():  # of a session that went on from an older one, since this one was found broken
+        final.rename(folder.parent / f"{_GONE}{final.name}-{os.getpid()}")
+    folder.rename(final)
+    _sync(final.parent)
+    for name in order["remove"]:
+        with contextlib.suppress(OSError):
+            (final.parent / name).rename(final.parent / f"{_GONE}{name}-{os.getpid()}")
+    for gone in final.parent.glob(f"{_GONE}*"):
+        shutil.rmtree(gone, ignore_errors=True)
+    return {"bytes": len(text) + sum(file["bytes"] for file in files)}
+
+
+def _part_of(folder: Path, name: str, now: Callable[[], float] = time.monotonic) -> dict[str, Any]:
+    """What another rank's writer said of its file."""
+    end = now() + _PATIENCE_S
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            said: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
+            if "error" in said:
+                raise OSError(0, f"{said['error']} ({name})")
+            return {"name": f"{name}.safetensors", **said}
+        if now() > end:
+            raise TimeoutError(0, f"{name} was not written within {_PATIENCE_S:g} s")
+        time.sleep(_POLL_S)
+
+
+def manifest_text(body: dict[str, Any]) -> str:
+    """The text of a manifest: its body, and before it the hash of the body's text."""
+    inside = json.dumps(body, separators=(",", ":"), allow_nan=False)
+    return f'{{"sha256":"{hashlib.sha256(inside.encode()).hexdigest()}",\n"body":{inside}}}\n'
+
+
+def _publish(path: Path, text: str) -> None:
+    """Writes a small file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _sync(path: Path) -> None:
+    """Brings a file, or the names in a folder, to the disk."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

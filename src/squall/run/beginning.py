@@ -1,0 +1,128 @@
+"""Where a session of a run begins: at its first step, or with the state of the newest whole checkpoint.
+
+setup    find      read the checkpoint, compare it, put model, optimiser and averages back
+steps    begin     cut the records back to it, put ledger, generators and what is kept back, say who is here
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from squall.records import Noted
+from squall.run import account, folder, resuming, state, tensorboard
+from squall.run.guards import check_scheduler
+from squall.run.sums import SavedSums
+
+if TYPE_CHECKING:
+    from squall.run.run import Run
+    from squall.run.stepper import Stepper
+    from squall.run.steps import Step
+
+
+@dataclass(frozen=True)
+class Start:
+    """The place where a session begins.
+
+    Attributes:
+        found: the checkpoint that it goes on from; None: the beginning.
+    """
+
+    found: resuming.Found | None = None
+
+    @property
+    def first_step(self) -> int:
+        """The first step that is computed."""
+        return self.found.step if self.found is not None else 0
+
+    @property
+    def opened_step(self) -> int:
+        """The first step whose body runs: one before, if that was broken off after its update."""
+        return self.first_step - (self._open is not None)
+
+    def replay(self, step: Step) -> None:
+        """Makes a step the rest of the one that was broken off, if it is that."""
+        if self._open is None or step.index != self.opened_step:
+            return
+        held = self._open["sums"]
+        sums = SavedSums(float(held["loss"]), float(held["count"]), float(held["samples"]), held["metrics"])
+        step.replay(sums, self._open["seconds"])
+
+    def check_data(self, num_samples: int, digest: str) -> None:
+        """Refuses another training set than the checkpoint's."""
+        if self.found is not None:
+            resuming.check_same_data(self.found.body, num_samples, digest)
+
+    def begin(self, run: Run, stepper: Stepper, path: Path | None) -> None:
+        """Says that the run begins, or goes on; `path` is of its folder, on the rank that writes."""
+        assert stepper.order is not None
+        check_scheduler(run.optimizer, bool(run.saver.kept), run.saver.is_on)
+        body = self.found.body if self.found is not None else None
+        if path is not None:
+            (path / folder.RESULT).unlink(missing_ok=True)
+            _note_start(path, run)
+            run.book.write_to(path / folder.RECORDS, path / folder.SESSIONS, body["records"] if body else 0)
+            if tensorboard.installed():
+                run.book.track([tensorboard.TensorBoard(path / tensorboard.FOLDER)])
+        started = account.started(run, stepper.order, run.model, self.opened_step)
+        if self.found is None:
+            run.book.emit(started)
+        else:
+            self._put_back(run, stepper)
+            run.book.show(started)
+            for name, why in self.found.passed_over:
+                run.book.show(Noted(f"the checkpoint {name} is passed over: {why}"))
+        run.saver.begin(stepper.order, self.first_step, body)
+        run.book.begin_epoch()
+
+    @property
+    def _open(self) -> dict[str, Any] | None:
+        return self.found.body["open_step"] if self.found is not None else None
+
+    def _put_back(self, run: Run, stepper: Stepper) -> None:
+        assert self.found is not None
+        body, tensors = self.found.body, self.found.tensors
+        assert stepper.ledger is not None
+        if run.is_main:
+            held = body["ledger"]
+            stepper.ledger.load(tensors["ledger.counts"].cpu().numpy(), held["digest"], held["skipped"])
+        run.book.load(body["book"])
+        stepper.scale.load(body["scale"])
+        run.saver.kept.load(body["kept"], tensors)
+        state.set_random_state(body["random"], run.world.device)
+        tensors.clear()
+
+
+def find(run: Run, path: Path | None) -> Start:
+    """Looks for a checkpoint and puts the trained state back.
+
+    Arguments:
+        path: of the run's folder, on the rank that writes.
+
+    Raises:
+        InputError: a checkpoint that does not fit.
+    """
+    if run.path is None:
+        return Start()
+    found = resuming.find(run.world, path / folder.CHECKPOINTS if path is not None else None)
+    if found is None:
+        return Start()
+    resuming.check_same_run(found.body, run.spec, run.fingerprint, run.other_arithmetic)
+    state.restore(found.body, found.tensors, run.model, run.optimizer, run.ema)
+    run.steps_done = found.step
+    return Start(found)
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuses a tracker that is not known or not installed."""
+
+
+def _note_start(path: Path, run: Run) -> None:
+    """How the run was started, for whoever wants to go on with it; the command line has said so already."""
+    if not (path / folder.STARTED).exists():
+        argv = [sys.executable, *sys.argv] if sys.argv and sys.argv[0] else []
+        found = {"argv": argv, "folder": str(Path.cwd()), "fields": asdict(run.spec)}
+        folder.write_json(path / folder.STARTED, found)

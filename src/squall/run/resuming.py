@@ -1,0 +1,140 @@
+"""Going on with a run that did not come to its end: which checkpoint, whether it fits, and putting it back.
+
+Rank 0 looks for the newest whole checkpoint, reads it, and tells the others: they need not see its folder, and all go
+on from the same bytes. What does not fit (another recipe, model, training set, arithmetic) is an error that says what
+differs; nothing is left at a default.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from squall.checkpoint import files
+from squall.checkpoint.layout import DTYPES, Entry, lengths
+from squall.cluster.world import World
+from squall.errors import InputError
+from squall.run import state
+from squall.run.collect import broadcast, say
+from squall.run.spec import RunSpec
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint, the same on all ranks.
+
+    Attributes:
+        body: of its manifest.
+        tensors: its state by name, on the run's device.
+        passed_over: newer ones that are not whole, as (name, reason).
+    """
+
+    body: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
+    passed_over: list[tuple[str, str]]
+
+    @property
+    def step(self) -> int:
+        """Updates that it holds."""
+        return int(self.body["step"])
+
+
+def find(world: World, folder: Path | None) -> Found | None:
+    """The newest whole checkpoint of a folder, on all ranks.
+
+    Arguments:
+        folder: of the checkpoints, on rank 0; None: look at nothing.
+
+    Raises:
+        InputError: a newer Squall wrote it.
+    """
+    checkpoint, said = None, "{}"
+    if world.rank == 0 and folder is not None:
+        try:
+            checkpoint = files.newest(folder)
+            if checkpoint is not None:
+                said = json.dumps({"body": checkpoint.body, "passed_over": checkpoint.passed_over})
+        except InputError as error:
+            said = json.dumps({"error": [error.headline, error.rows, error.hint]})
+    heard = json.loads(say(world, said))
+    if "error" in heard:
+        headline, rows, hint = heard["error"]
+        raise InputError(headline, [(label, text) for label, text in rows], hint)
+    if not heard:
+        return None
+    entries = [Entry.of_json(values) for values in heard["body"]["tensors"]]
+    own = dict(checkpoint.vectors()) if checkpoint is not None else {}
+    vectors = {}
+    for dtype, length in lengths(entries).items():
+        vector = own.pop(dtype) if own else torch.empty(length, dtype=DTYPES[dtype])
+        vector = vector.to(world.device)
+        broadcast(world, vector.view(torch.uint8), 0)
+        vectors[dtype] = vector
+    return Found(heard["body"], state.taken_out(entries, vectors), heard["passed_over"])
+
+
+def check_same_run(body: Mapping[str, Any], spec: RunSpec, fingerprint: Mapping[str, Any], anyway: bool) -> None:
+    """Refuses a checkpoint of a run with other numbers, or one whose bits this machine would not continue.
+
+    Arguments:
+        anyway: go on with another arithmetic.
+
+    Raises:
+        InputError: with every field that differs.
+    """
+    now = asdict(spec)
+    rows = [
+        (f"{name}={now.get(name)!r}", f"{value!r} in the checkpoint")
+        for name, value in body["spec"].items()
+        if now.get(name) != value
+    ]
+    if rows:
+        raise InputError(
+            "the checkpoint is of another recipe",
+            [
+                *rows,
+                ("rule", "a run is gone on with by the recipe that it began with"),
+                ("to do", "the same values, or another run folder for a new run"),
+            ],
+        )
+    differing = [
+        (name, f"{value} in the checkpoint, {fingerprint.get(name)} now")
+        for name, value in body["fingerprint"].items()
+        if fingerprint.get(name) != value
+    ]
+    if differing and not anyway:
+        raise InputError(
+            "the checkpoint was computed with another arithmetic",
+            [
+                *differing,
+                ("rule", "equal bits need equal arithmetic from the first step to the last"),
+                ("to do", "resume on a machine like the first; or accept other bits with --other-arithmetic"),
+            ],
+        )
+
+
+def check_same_data(body: Mapping[str, Any], num_samples: int, digest: str) -> None:
+    """Refuses another training set than the checkpoint's.
+
+    Raises:
+        InputError: another number of samples, or other samples.
+    """
+    if body["num_samples"] != num_samples:
+        found = f"{num_samples:,} samples; the checkpoint was trained on {body['num_samples']:,}"
+    elif body["data"] and digest and body["data"] != digest:
+        found = "as many samples, but of those compared (each read with the seed of its index) one differs"
+    else:
+        return
+    raise InputError(
+        "the checkpoint was trained on another training set",
+        [
+            ("found", found),
+            ("rule", "who sees which sample is dealt out by index, over the whole run"),
+            ("to do", "resume with the same data (--data DIR), in the same order"),
+        ],
+    )
