@@ -215,20 +215,22 @@ class RecordFile:
         line = record.to_json().encode() + b"\n"
         self.length += len(line)
         self._waiting += line
-        self.flush()
+        with suppress(OSError):
+            self.flush()
 
-    def flush(self) -> str:
-        """Writes what is waiting; gives the reason where that does not work."""
+    def flush(self) -> None:
+        """Writes what is waiting.
+
+        Raises:
+            OSError: the disk does not take it.
+        """
         while self._waiting:
-            try:
-                self._waiting = self._waiting[self._file.write(self._waiting) :]
-            except OSError as error:
-                return error.strerror or str(error)
-        return ""
+            self._waiting = self._waiting[self._file.write(self._waiting) :]
 
     def close(self) -> None:
         """Closes the file."""
-        self.flush()
+        with suppress(OSError):
+            self.flush()
         with suppress(OSError):
             self._file.close()
 

@@ -23,11 +23,13 @@ from squall import records
 from squall.cli.folders import note_ranks_end
 from squall.errors import DivergedError, InputError, RunError, UserCodeError
 from squall.records import Ended, Record, Stepped
+from squall.run import folder
 from squall.run.folder import Folder, note_end
 from squall.run.result import cause
 from squall.training import saved, session
 from tests.unit.runs import make_data, make_model, start, summed
 
+_BESIDE = {"recipe.toml", "run.json", "sessions.jsonl"}
 FIELDS: dict[str, Any] = {"epochs": 3, "global_batch_size": 8, "worker_batch_size": 4, "lr": 0.1}
 
 
@@ -66,13 +68,14 @@ def check_ended(out: Path, outcome: str, error: str, step: int) -> None:
     assert [key for key in found if "accuracy" in key or "sha256" in key] == ["fingerprint_sha256"]
     last = records.read(out / "records.jsonl")[-1]
     assert (last["kind"], last["outcome"], last["result"]["error"]) == ("ended", outcome, found["error"])
-    assert {path.name for path in out.iterdir() if path.is_file()} - {"recipe.toml"} == {"records.jsonl", "result.json"}
+    assert {path.name for path in out.iterdir() if path.is_file()} - _BESIDE == {"records.jsonl", "result.json"}
 
 
 def test_an_exception_in_mid_run_leaves_its_headline_and_step(tmp_path: Path) -> None:
     seen: list[Record] = []
     with pytest.raises(UserCodeError):
-        trained(tmp_path / "run", Photos(fails_at=16 + 16 + 9), (seen.append,))  # the probe, an epoch, a step
+        fails_at = 16 + 3 + 16 + 9  # the probe, samples whose hash is kept, an epoch, a step
+        trained(tmp_path / "run", Photos(fails_at), (seen.append,))
     check_ended(tmp_path / "run", "failed", "your code raised KeyError at train[", step=3)
     assert "rank 0 of 1, epoch 2, step 3" in result(tmp_path / "run")["error"]
     assert result(tmp_path / "run")["steps"] == 3
@@ -96,20 +99,27 @@ def test_a_full_disk_leaves_what_fits(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1700, hard))
     try:
-        with pytest.raises(OSError, match="File too large"):
+        with pytest.raises(RunError, match="the weights cannot be written to") as error:
             trained(tmp_path / "run")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert error.value.hint.startswith("run it again: ")
     found = result(tmp_path / "run")
-    assert (found["outcome"], found["error"]) == ("failed", "OSError: [Errno 27] File too large")
+    assert found["outcome"] == "failed"
+    assert found["error"].startswith("the weights cannot be written")
     kinds = [event["kind"] for event in records.read(tmp_path / "run" / "records.jsonl")]
     assert kinds[:2] == ["started", "step"]
     assert not (tmp_path / "run" / "weights.safetensors").exists()
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
 def test_a_disk_that_takes_nothing_more_hides_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    write = folder.write_json
+
+    def full(path: Path, values: Any) -> None:
+        if path.name != "run.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, values)
 
     monkeypatch.setattr("squall.run.folder.write_json", full)
     with pytest.raises(UserCodeError, match="KeyError"):
@@ -202,7 +212,7 @@ def test_a_run_that_is_closed_without_finish_is_stopped(tmp_path: Path) -> None:
 
 def test_a_finish_that_refuses_is_a_failure(tmp_path: Path) -> None:
     def misses(run: squall.Run, model: nn.Module) -> None:
-        run._stepper.ledger._counts[0] += 1  # type: ignore[union-attr]
+        run.stepper.ledger._counts[0] += 1  # type: ignore[union-attr]
 
     with pytest.raises(RunError, match="the ledger does not close"):
         loop(tmp_path / "run", misses)

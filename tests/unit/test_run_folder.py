@@ -64,7 +64,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[squall.Result, P
 
 def test_the_folder_holds_recipe_records_weights_and_result(finished: tuple[squall.Result, Path]) -> None:
     names = {path.name for path in finished[1].iterdir() if path.is_file()}
-    assert names == {"recipe.toml", "records.jsonl", "weights.safetensors", "ema.safetensors", "result.json"}
+    assert names == {
+        *("recipe.toml", "run.json", "records.jsonl", "sessions.jsonl", "result.json"),
+        *("weights.safetensors", "ema.safetensors"),
+    }
 
 
 def test_result_json_has_what_was_asked_for(finished: tuple[squall.Result, Path]) -> None:
@@ -195,7 +198,7 @@ def test_a_run_of_ones_own_loop_writes_and_logs(tmp_path: Path) -> None:
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(finished: tuple[squall.Result, Path]) -> None:
     before = (finished[1] / "result.json").read_bytes()
-    with pytest.raises(InputError, match="holds a run already"):
+    with pytest.raises(InputError, match="holds a run that is finished"):
         trained(finished[1])
     assert (finished[1] / "result.json").read_bytes() == before
 

@@ -36,7 +36,7 @@ def steps(run: squall.Run) -> Iterator[Step]:
 
 
 def update(run: squall.Run) -> None:
-    run._optimizer.step()
+    run.optimizer.step()
 
 
 def compute(step: Step, model: nn.Module, most: int = 2, own: bool = False) -> None:

@@ -163,8 +163,8 @@ def test_tied_parameters_get_both_gradients_and_one_update() -> None:
 
 def test_tied_parameters_count_once_in_the_hash_and_in_the_vector() -> None:
     run = start(Tied())
-    assert run._stepper is not None
-    assert len(run._stepper.parameters) == 3
+    assert run.stepper is not None
+    assert len(run.stepper.parameters) == 3
     run.close()
 
 

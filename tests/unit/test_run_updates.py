@@ -60,8 +60,9 @@ def test_steps_are_asked_for_once() -> None:
 
 def test_a_run_that_could_not_begin_gives_back_what_it_took(tmp_path: Path) -> None:
     (tmp_path / "records.jsonl").write_text("")
+    (tmp_path / "result.json").write_text('{"outcome": "finished"}')
     threads = torch.get_num_threads()
-    with pytest.raises(InputError, match="holds a run already"):
+    with pytest.raises(InputError, match="holds a run that is finished"):
         squall.Run(tmp_path, epochs=1, global_batch_size=4, worker_batch_size=2, threads=threads + 1)
     assert torch.get_num_threads() == threads
     with pytest.raises(InputError, match="needs a CUDA device"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from squall.errors import Mistakes, nearest
 from squall.units import Duration
 
+NEVER = "never"
 _LESS_IS_BETTER = ("loss", "error", "perplexity")
 
 
@@ -17,7 +19,7 @@ class CheckpointSpec:
     """When a run saves its state, and which of the checkpoints stay.
 
     Attributes:
-        every: "1ep", "500step" or "10min".
+        every: "1ep", "500step" or "10min"; "never": only when the run is asked to stop.
         keep: the newest so many stay on disk.
         keep_best: a metric of the validation set, "val/accuracy": the checkpoint with the best one stays too. Smaller
             is better for names that hold loss, error or perplexity; "min:val/cost" and "max:val/score" say it.
@@ -50,7 +52,7 @@ class CheckpointSpec:
     @property
     def duration(self) -> Duration:
         """`every` as a number with its unit."""
-        return Duration.parse(self.every)
+        return Duration(math.inf, "second") if self.every == NEVER else Duration.parse(self.every)
 
     @property
     def best(self) -> tuple[str, bool] | None:
@@ -82,7 +84,7 @@ def checked(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     found = []
     every, keep, best = values.get("every", "1ep"), values.get("keep", 1), values.get("keep_best")
     try:
-        duration = Duration.parse(every) if isinstance(every, str) else None
+        duration = Duration.parse("1ep" if every == NEVER else every) if isinstance(every, str) else None
     except ValueError as error:
         found.append((f"every={every!r}", str(error).partition(". ")[2]))
     else:

@@ -69,7 +69,8 @@ def follow(order: dict[str, Any], fd: int) -> dict[str, Any]:
     Arguments:
         order: folder (where it is made), name (of the rank's file, without its ending), header (of the file), bytes
             (of shared memory); for rank 0 also parts (names of all ranks' files), final (the folder's name when it is
-            whole), body (of the manifest), sync (files to sync before), remove (older checkpoints).
+            whole), body (of the manifest), sync (files to sync before, with the bytes that they must have), remove
+            (older checkpoints).
     """
     folder = Path(order["folder"])
     try:
@@ -129,7 +130,9 @@ def _write_all(file: int, data: memoryview) -> None:
 def _complete(folder: Path, order: dict[str, Any]) -> dict[str, Any]:
     """Waits for all parts, writes the manifest, gives the folder its name, removes what is not kept."""
     files = [_part_of(folder, name) for name in order["parts"]]
-    for path in order["sync"]:
+    for path, least in order["sync"]:
+        if Path(path).stat().st_size < least:  # a full disk: their process waits with the rest
+            raise OSError(0, f"{Path(path).name} could not be written")
         _sync(Path(path))
     body = {**order["body"], "files": files}
     text = manifest_text(body).encode()

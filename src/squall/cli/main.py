@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from squall.cli import data, doctor, explain, look, recipes, train, voices
+from squall.cli import data, doctor, explain, look, recipes, resume, report, runs, train, voices
 from squall.cli.processes import RanksFailed
 from squall.cluster.place import Place
 from squall.engine.report import REPORTS
@@ -61,9 +61,12 @@ def _squall(
 
 
 app.command("train", rich_help_panel="Run")(train.train)
+app.command("resume", rich_help_panel="Run")(resume.resume)
 app.command("eval", rich_help_panel="Run")(look.evaluate)
 app.command("export", rich_help_panel="Run")(look.export)
 app.command("explain", rich_help_panel="Before")(explain.explain)
+app.command("report", rich_help_panel="Look")(report.report)
+app.add_typer(runs.app, name="runs", rich_help_panel="Look")
 app.command("recipes", rich_help_panel="Set up")(recipes.recipes)
 app.add_typer(data.app, name="data", rich_help_panel="Set up")
 app.command("doctor", rich_help_panel="Set up")(doctor.doctor)
@@ -87,8 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(arguments)
     except RanksFailed as failed:
         return failed.status
-    except KeyboardInterrupt:
-        if place is None or place.rank == 0:
+    except KeyboardInterrupt as stopped:
+        if (place is None or place.rank == 0) and not hasattr(stopped, "advice"):  # a run that is saved says so itself
             print("squall: stopped by Ctrl-C", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone: squall recipes | head -1

@@ -19,7 +19,8 @@ from squall.cli.header import Words, header
 from squall.cli.sizes import num_passes
 from squall.cli.summary import summary
 from squall.recipe import Recipe
-from squall.records import Ended, EpochEnded, Noted, Record, Sink, Started, Stepped
+from squall.records import Ended, EpochEnded, Noted, Record, SaveFailed, Sink, Slow, Started, Stepped
+from squall.events import resumed, save_failed, slow
 
 _REDRAW_S = 0.2
 
@@ -58,7 +59,8 @@ class Terminal:
             case Started():
                 self._started = record
                 if not self._quiet:
-                    self._print(*header(self._recipe, self._about, record, self._version), "")
+                    went_on = [resumed(record)] if record.start_step else []
+                    self._print(*header(self._recipe, self._about, record, self._version), *went_on, "")
             case Stepped() if self._bar is not None and self._started is not None:
                 self._bar.step(record, self._started)
             case EpochEnded() if not self._quiet:
@@ -70,8 +72,15 @@ class Terminal:
                 self._print(self._table.row(record))
             case Noted():
                 self._print(f"note    {record.text}")
+            case SaveFailed():
+                self._print(f"note    {save_failed(record)}")
+            case Slow():
+                self._print(f"note    {slow(record)}")
             case Ended(outcome="finished"):
                 self._end(record)
+            case Ended(outcome="stopped") if record.advice:
+                self.close()
+                self._print(*([] if self._quiet else [""]), f"{record.result['error']}", f"next    {record.advice}")
 
     def close(self) -> None:
         """Takes the bar away, also after an error."""

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from squall.cli import flags, processes, sizes
+from squall.cli import flags, processes, restarts, sizes
 from squall.cli.folders import fresh, log_traceback, note_ranks_end
 from squall.cli.target import Target, resolve
 from squall.errors import UserCodeError
@@ -32,12 +32,28 @@ class Wish:
     device: str | None
     quiet: bool
     json: bool
+    trackers: tuple[str, ...] = ()
+    timeout: float = 300.0
+    restarts: int = restarts.DEFAULT
+    other_arithmetic: bool = False
+    span: processes.Span | None = None
+
+    def started(self) -> dict[str, Any]:
+        """How the run was started, for `squall resume`."""
+        file = str(Path(self.target.given).resolve()) if self.target.task is not None else None
+        return {
+            "target": self.target.given,
+            "task": file,
+            "data": str(self.data_folder),
+            "device": self.device,
+            "trackers": list(self.trackers),
+        }
 
 
 def train(
     target: flags.TargetArgument,
     overrides: flags.Overrides = None,
-    processes_: flags.ProcessesFlag = None,
+    processes_: flags.ElasticFlag = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="DIR", help="The run's folder; by default runs/NAME-TIME.", show_default=False),
@@ -46,20 +62,31 @@ def train(
     device: flags.DeviceFlag = None,
     quiet: flags.QuietFlag = False,
     json_: flags.RecordsFlag = False,
+    timeout: flags.TimeoutFlag = 300.0,
+    restarts_: flags.RestartsFlag = restarts.DEFAULT,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print the resolved recipe, start nothing.")
     ] = False,
 ) -> int:
     """Train a recipe, a .toml file or a task's .py file."""
     place = processes.job(processes_)
-    wish = Wish(resolve(target, overrides or []), flags.data_folder(data), device, quiet, json_)
+    wish = Wish(
+        resolve(target, overrides or []),
+        flags.data_folder(data),
+        device,
+        quiet,
+        json_,
+        timeout=timeout,
+        restarts=restarts_,
+        span=processes_,
+    )
     sizes.check_files(wish.target, wish.data_folder)
     recipe, num_train = wish.target.recipe, sizes.num_train(wish.target, wish.data_folder)
     passes = sizes.num_passes(recipe, num_train)
     if place is not None and not dry_run:
         processes.check_passes(place.size, recipe, passes)
         with _taken(out, recipe.name, creates=place.rank == 0) as folder:
-            return _work(wish, folder)
+            return work(wish, folder)
     with processes.threads_before_torch(recipe.compute.threads):
         size = place.size if place else processes.number(processes_, recipe, passes, wish.device)
         with _taken(out, recipe.name, creates=not dry_run) as folder:
@@ -67,10 +94,11 @@ def train(
             if dry_run:
                 _tell(wish, size, folder)
                 return 0
-            if size == 1:
-                return _work(wish, folder)
+            if size == 1 and not (processes_ and processes_.is_range):
+                return work(wish, folder)
             wish.target.forget()
-            return _launch(wish, overrides or [], size, folder)
+            begin = ["train", wish.target.given, *(overrides or []), f"--out={folder}"]
+            return launch(wish, begin, folder, size, passes)
 
 
 @contextmanager
@@ -86,19 +114,35 @@ def _taken(out: Path | None, name: str, creates: bool) -> Iterator[Path]:
                 folder.parent.rmdir()
 
 
-def _launch(wish: Wish, overrides: list[str], size: int, folder: Path) -> int:
-    arguments = ["train", wish.target.given, *overrides, f"--out={folder}", f"--data={wish.data_folder}"]
-    arguments += [f"--device={wish.device}"] if wish.device else []
-    arguments += ["--quiet"] * wish.quiet + ["--json"] * wish.json
+def launch(wish: Wish, begin: list[str], folder: Path, size: int, passes: int) -> int:
+    """Starts processes that train, and starts them again as long as that is of use.
+
+    Arguments:
+        begin: verb and arguments of the first ones; later ones resume the folder.
+        size: how many to start with.
+        passes: the most that there is work for.
+    """
+    given = [f"--data={wish.data_folder}", f"--timeout={wish.timeout:g}"]
+    given += [f"--device={wish.device}"] if wish.device else []
+    given += ["--quiet"] * wish.quiet + ["--json"] * wish.json
+    job = restarts.Job(
+        begin=["-m", "squall", *begin, *given],
+        resume=["-m", "squall", "resume", str(folder), *given],
+        folder=folder,
+        threads=wish.target.recipe.compute.threads,
+        span=wish.span,
+        passes=passes,
+        restarts=wish.restarts,
+    )
     made = not folder.exists()
     try:
-        return processes.again(arguments, size, wish.target.recipe.compute.threads)
+        return restarts.run(job, size)
     except processes.RanksFailed as failed:
         note_ranks_end(folder, failed.status, failed.message, made=made)
         raise
 
 
-def _work(wish: Wish, folder: Path) -> int:
+def work(wish: Wish, folder: Path) -> int:
     """Trains on the processes of this job; rank 0 prints."""
     from squall.cli.terminal import Terminal
     from squall.cluster.world import join
@@ -107,13 +151,23 @@ def _work(wish: Wish, folder: Path) -> int:
     from squall.training import train as train_
 
     recipe = wish.target.recipe
-    world = join(wish.device)
+    world = join(wish.device, wish.timeout)
     try:
         folder = Path(say(world, str(folder)))
         task = wish.target.task or compose(recipe, world, wish.data_folder)
         sink = _sink(wish, task) if world.rank == 0 else None
         try:
-            train_(task, recipe, out=folder, world=world, sinks=(sink,) if sink else (), data_root=wish.data_folder)
+            train_(
+                task,
+                recipe,
+                out=folder,
+                world=world,
+                sinks=(sink,) if sink else (),
+                data_root=wish.data_folder,
+                trackers=wish.trackers,
+                other_arithmetic=wish.other_arithmetic,
+                started=wish.started(),
+            )
         except UserCodeError as error:
             raise log_traceback(error, folder, world.rank) from error.__cause__
         finally:

@@ -110,6 +110,7 @@ def explain(recipe: Recipe, facts: ModelFacts, num_samples: int, processes: int 
         "decay": rows.decay(recipe, facts),
         "network": rows.network(facts, processes, moved),
         "memory": rows.memory(recipe, facts, moved, last, MEASURE),
+        "checkpoint": rows.checkpoint(recipe, facts),
         "hosting": rows.hosting(recipe),
     }
     return Explanation(
@@ -214,6 +215,7 @@ def _numbers(
         "received_bytes": round(moved.received * gradient),
         "state_bytes": facts.num_parameters * rows.FLOAT_BYTES + gradient * (1 + rows.num_states(recipe)),
         "last_step_sent_bytes": round(last.sent * gradient),
+        "checkpoint_bytes": rows.checkpoint_bytes(recipe, facts),
         "reduction_bytes": round(sums * gradient),
         "max_processes": order.step(0).num_passes,
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import pairwise
 
+from squall.checkpoint.spec import NEVER
 from squall.data.order import Order, worker_sizes
 from squall.explain.facts import ModelFacts
 from squall.explain.traffic import Traffic
@@ -115,6 +116,21 @@ def memory(recipe: Recipe, facts: ModelFacts, moved: Traffic, last: Traffic, mea
         more = f"+ {' + '.join(extra)}{when} = {_rough((number + staging) * gradient)}"
         text += f"; exact: {more if extra else 'nothing more'}"
     return [f"{text}; {measure}" if measure else text]
+
+
+def checkpoint(recipe: Recipe, facts: ModelFacts) -> list[str]:
+    """When the state is saved, how large it is on disk and while it is written."""
+    spec = recipe.checkpoint
+    size = megabytes(checkpoint_bytes(recipe, facts))
+    words = " + ".join(["weights", *_state_words(recipe)])
+    when = "when the run is asked to stop" if spec.every == NEVER else f"every {spec.every}"
+    kept = f"{spec.keep} kept" + (f", and the best by {spec.keep_best}" if spec.keep_best else "")
+    return [f"{when}, {kept}: {words} {size} on disk each; as much in memory over all processes while it is written"]
+
+
+def checkpoint_bytes(recipe: Recipe, facts: ModelFacts) -> int:
+    """Bytes of a checkpoint's tensors, without buffers and the ledger."""
+    return FLOAT_BYTES * (facts.num_parameters + facts.num_trainable * num_states(recipe))
 
 
 def num_states(recipe: Recipe) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from squall.checkpoint.spec import checked
 from squall.errors import Row, nearest
 from squall.recipe.names import (
     DATA,
@@ -165,6 +166,8 @@ def contradictions(values: Mapping[str, Any]) -> Iterator[Row]:
     yield from _data(tables["data"])
     yield from _optimizer(tables["optimizer"])
     yield from _rate(tables["lr"], values.get("epochs"))
+    for found, rule in checked(tables["checkpoint"]):
+        yield f"checkpoint.{found}", rule
     if tables["loss"].get("label_smoothing") and tables["loss"].get("name", LOSSES[0]) not in LOSSES:
         yield f"loss.label_smoothing={shown(tables['loss']['label_smoothing'])}", "belongs to cross_entropy only"
     if values.get("loss_over") == "worker" and compute.get("fuse", 1) != 1:

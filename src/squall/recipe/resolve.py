@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from squall.recipe.spec import Recipe
 
 # table -> its field that a plain value means: optimizer="adamw" is optimizer.name, lr=0.1 is lr.base
-PLAIN = {"model": "name", "data": "name", "optimizer": "name", "loss": "name", "lr": "base"}
+PLAIN = {"model": "name", "data": "name", "optimizer": "name", "loss": "name", "lr": "base", "checkpoint": "every"}
 # tables whose name may be left out before a field: weight_decay is optimizer.weight_decay
 _OMITTED = ("optimizer", "lr", "loss", "compute")
 

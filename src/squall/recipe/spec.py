@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from squall.checkpoint.spec import CheckpointSpec
 from squall.data.sizes import solve_batches
 from squall.errors import InputError, Mistakes
 from squall.optim.lr import Rate
@@ -165,6 +166,20 @@ class ComputeSpec(Spec):
     compile: bool = Field(default=False, description="torch.compile the network")
 
 
+class CheckpointTable(Spec):
+    """When the run's state is saved, and what stays on disk; changes no result."""
+
+    every: str = Field(default="1ep", description='"1ep", "500step" or "10min"; "never": only when asked to stop')
+    keep: Count = Field(default=2, description="the newest so many stay")
+    keep_best: str | None = Field(
+        default=None, description='the best by a metric of the validation set stays too: "val/accuracy"'
+    )
+
+    def rule(self) -> CheckpointSpec:
+        """As the run takes it."""
+        return CheckpointSpec.of(self.model_dump())
+
+
 class Recipe(Spec):
     """One training, complete.
 
@@ -211,6 +226,7 @@ class Recipe(Spec):
     optimizer: OptimizerSpec = Field(default=OptimizerSpec(), description="the update rule")
     lr: LrSpec = Field(description="the learning rate")
     compute: ComputeSpec = Field(default=ComputeSpec(), description="how the arithmetic is carried out")
+    checkpoint: CheckpointTable = Field(default=CheckpointTable(), description="when the run is saved")
 
     def __init__(self, **given: Any) -> None:
         _build(self, given, Mistakes("squall.Recipe(...)", hint="all fields: squall recipes --fields"))

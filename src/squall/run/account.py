@@ -50,12 +50,13 @@ def started(run: Run, order: Order, model: nn.Module, start_step: int = 0) -> St
 
 
 def write_weights(run: Run, path: Path, sha256: str) -> None:
-    """Writes the final weights, and the averaged ones.
+    """Writes the final weights, and the averaged ones; and what a full disk has kept waiting of the records.
 
     Raises:
         RunError: the disk does not take them; the run can be resumed.
     """
     try:
+        run.book.flush()
         weights.save(path / WEIGHTS, run.model.state_dict(), {"squall": "weights", "sha256": sha256})
         if run.ema is not None:
             with run.ema.swapped():

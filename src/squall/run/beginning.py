@@ -110,6 +110,8 @@ def find(run: Run, path: Path | None) -> Start:
     found = resuming.find(run.world, path / folder.CHECKPOINTS if path is not None else None)
     if found is None:
         return Start()
+    if path is not None:
+        resuming.check_records(path / folder.RECORDS, found.body)
     resuming.check_same_run(found.body, run.spec, run.fingerprint, run.other_arithmetic)
     state.restore(found.body, found.tensors, run.model, run.optimizer, run.ema)
     run.steps_done = found.step
@@ -121,8 +123,8 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def _note_start(path: Path, run: Run) -> None:
-    """How the run was started, for whoever wants to go on with it; the command line has said so already."""
+    """How the run was started, for whoever wants to go on with it."""
     if not (path / folder.STARTED).exists():
         argv = [sys.executable, *sys.argv] if sys.argv and sys.argv[0] else []
-        found = {"argv": argv, "folder": str(Path.cwd()), "fields": asdict(run.spec)}
+        found = {**(run.started or {"argv": argv}), "folder": str(Path.cwd()), "fields": asdict(run.spec)}
         folder.write_json(path / folder.STARTED, found)

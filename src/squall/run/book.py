@@ -89,9 +89,15 @@ class Book:
         """Bytes of the training's records so far."""
         return self._training.length if self._training is not None else 0
 
-    def flush(self) -> str:
-        """Writes what a full disk did not take; the reason where it still does not."""
-        return "".join(file.flush() for file in (self._training, self._sessions) if file is not None)
+    def flush(self) -> None:
+        """Writes what a full disk did not take.
+
+        Raises:
+            OSError: it still does not.
+        """
+        for file in (self._training, self._sessions):
+            if file is not None:
+                file.flush()
 
     def emit(self, record: Record) -> None:
         """Hands a record to every sink."""

@@ -118,6 +118,20 @@ def check_same_run(body: Mapping[str, Any], spec: RunSpec, fingerprint: Mapping[
         )
 
 
+def check_records(path: Path, body: Mapping[str, Any]) -> None:
+    """Refuses to go on where the records before the checkpoint are gone.
+
+    Raises:
+        InputError: the file is shorter than it was.
+    """
+    size = path.stat().st_size if path.exists() else 0
+    if size < body["records"]:
+        raise InputError(
+            f"{path} is shorter than when the checkpoint was written",
+            [("found", f"{size:,} of {body['records']:,} bytes"), ("rule", "a run goes on with its records")],
+        )
+
+
 def check_same_data(body: Mapping[str, Any], num_samples: int, digest: str) -> None:
     """Refuses another training set than the checkpoint's.
 

@@ -103,6 +103,7 @@ class Run:
         self.data_digest = ""
         self.stepper: Stepper | None = None
         self.trackers, self.other_arithmetic = tuple(trackers), other_arithmetic
+        self.started: Mapping[str, Any] | None = None
         self.saver = Saver(self, saving)
         self._folder: folder.Folder | None = None
         self._rate: Rate | None = None
@@ -195,7 +196,8 @@ class Run:
     def _steps(
         self, stepper: Stepper, data: Any, collate: Callable[..., Any] | None, num_workers: int
     ) -> Iterator[Step]:
-        self.data_digest = check_same_data(self.world, data, collate, self.spec.seed)
+        wanted = self.saver.is_on
+        self.data_digest = check_same_data(self.world, data, collate, self.spec.seed, wanted=wanted)
         order = stepper.begin(data, collate, num_workers, self._start.first_step)
         self._announce(stepper, len(data))
         late: Step | None = None

@@ -325,7 +325,7 @@ class Saver:
             "final": files.name_of(step),
             "manifest": manifest.FILE,
             "body": body,
-            "sync": [str(self._run.path.absolute() / RECORDS)],
+            "sync": [(str(self._run.path.absolute() / RECORDS), body["records"])],
             "remove": [files.name_of(other) for other in self._removed],
         }
 
@@ -338,7 +338,11 @@ class Saver:
         if answer is None:
             return
         step = int(answer["step"])
-        error = answer.get("error") or (self._run.book.flush() if self._run.is_main else "")
+        error = answer.get("error", "")
+        try:
+            self._run.book.flush()
+        except OSError as full:  # a checkpoint counts on the records before it
+            error = error or full.strerror or str(full)
         if error:
             if self._run.is_main:
                 self._run.book.emit(SaveFailed(step, str(error), self.saved_step))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TextIO
 
-from squall.records import Ended, EpochEnded, Noted, Record, Started
+from squall.events import resumed, save_failed, slow
+from squall.records import Ended, EpochEnded, Noted, Record, SaveFailed, Slow, Started
 from squall.units import count, percent
 
 
@@ -26,6 +27,14 @@ class Progress:
             print(line, file=self._stream or sys.stdout, flush=True)
 
     def _line(self, record: Record) -> str:
+        if isinstance(record, Started) and record.start_step:
+            return f"{record.name} {resumed(record)}"
+        if isinstance(record, SaveFailed):
+            return f"note: {save_failed(record)}"
+        if isinstance(record, Slow):
+            return f"note: {slow(record)}"
+        if isinstance(record, Ended) and record.outcome == "stopped":
+            return f"{record.result['error']}; {record.advice}"
         if isinstance(record, Started):
             size = f"{record.processes} process{'' if record.processes == 1 else 'es'}"
             return (

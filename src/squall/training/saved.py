@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from squall.errors import InputError
-from squall.recipe import Recipe
+from squall.recipe import Recipe, to_toml
 from squall.recipe import load as load_recipe
-from squall.run.folder import EMA_WEIGHTS, RECIPE, RESULT, WEIGHTS
+from squall.run.folder import EMA_WEIGHTS, RECIPE, RECORDS, RESULT, WEIGHTS
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from squall.run import Run
+
 LAST = "last"
+
+_FREE = ("data.num_workers", "data.root", "name")
+"""Fields of a recipe that change no result."""
 
 
 def find(run: str | Path, runs: Path = Path("runs")) -> Path:
@@ -78,6 +84,55 @@ def recipe_of(folder: Path) -> Recipe:
             [("found", "a run of your own loop"), ("to do", "build the model yourself and squall.load(run, model)")],
         )
     return load_recipe(folder / RECIPE)
+
+
+def write_recipe(run: Run, recipe: Recipe) -> None:
+    """Writes the resolved recipe into the run's folder; one that is there, of a run that goes on, must be the same.
+
+    Raises:
+        InputError: it is another; with every field that differs.
+    """
+    if run.path is None:
+        return
+    path, rows = run.path / RECIPE, []
+    if run.is_main:
+        if path.exists() and (run.path / RECORDS).exists():
+            rows = _differences(load_recipe(path), recipe)
+        if not rows:
+            path.write_text(to_toml(recipe), encoding="utf-8")
+    from squall.run.collect import say
+
+    heard = json.loads(say(run.world, json.dumps(rows)))
+    if heard:
+        raise InputError(
+            f"the run in {run.path} was begun by another recipe",
+            [
+                *((str(field), str(found)) for field, found in heard),
+                ("rule", "a run is gone on with by the recipe that it began with"),
+                ("to do", f"squall resume {run.path}; or another folder for a new run"),
+            ],
+        )
+
+
+def _differences(before: Recipe, now: Recipe) -> list[tuple[str, str]]:
+    """Fields of a recipe that differ and change the result."""
+    old, new = (flat(recipe.model_dump(mode="json")) for recipe in (before, now))
+    return [
+        (key, f"{old.get(key)!r} there, {new.get(key)!r} here")
+        for key in dict.fromkeys([*old, *new])
+        if old.get(key) != new.get(key) and key not in _FREE and not key.startswith("checkpoint.")
+    ]
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one, keys joined by dots."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
 
 
 def load(run: str | Path, model: nn.Module | None = None, *, ema: bool | None = None) -> nn.Module:

@@ -6,7 +6,7 @@ Recipe + Task -> model, optimiser, Run -> strategy (the loop) -> Result
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,16 @@ from squall.data.subset import Subset
 from squall.errors import InputError, SquallError, UserCodeError
 from squall.loop import Job
 from squall.optim.build import build
-from squall.recipe import Recipe, to_toml
+from squall.recipe import Recipe
 from squall.records import Sink
 from squall.run import Result, Run
-from squall.run.folder import RECIPE, clear
+from squall.run.folder import clear
 from squall.run.placing import check_parameters
 from squall.strategy import STRATEGIES
 from squall.task import Task
 from squall.training.parts import compose
 from squall.training.progress import Progress
+from squall.training.saved import write_recipe
 from squall.training.users import checked_steps, explained, guarded, model_from
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -41,16 +42,23 @@ def train(
     world: World | None = None,
     sinks: tuple[Sink, ...] | None = None,
     data_root: Path | None = None,
+    trackers: Sequence[str] = (),
+    other_arithmetic: bool = False,
+    started: Mapping[str, Any] | None = None,
 ) -> Result:
     """Trains a task by a recipe, on the processes of this job (alone, under torchrun or SLURM).
 
     Arguments:
         task: model, loss and data; None: as the recipe's `model` and `data` tables say.
         recipe: how to train.
-        out: the run folder; None: nothing is written.
+        out: the run folder; None: nothing is written. A run in it that did not come to its end goes on from its
+            newest whole checkpoint, in the middle of an epoch too.
         world: the job's processes, if they have joined already.
         sinks: called with every record, on rank 0; by default a line an epoch is printed, () prints nothing.
         data_root: folder of the data sets that the recipe names; by default ./data.
+        trackers: "mlflow", "wandb": who gets the records too.
+        other_arithmetic: go on with a run that another arithmetic began; its bits are then others.
+        started: how the command line was called, for `squall resume`.
 
     Returns:
         The result, the same averages on every process; `.test["accuracy"]`.
@@ -59,6 +67,7 @@ def train(
         InputError: a mistake in recipe, data or task.
         UserCodeError: an exception in the task's own code.
         RunError: the run could not go on (diverged, a rank lost).
+        KeyboardInterrupt, SystemExit: it was asked to stop, by Ctrl-C or by a signal, and is saved.
     """
     owns_world = world is None
     world = world if world is not None else join()
@@ -67,9 +76,18 @@ def train(
         task = task or compose(recipe, world, data_root or Path("data"))
         _check_held_out(task, recipe)
         sinks = (Progress(),) if sinks is None else sinks
-        run = Run(out, world=world, sinks=sinks, name=recipe.name, **run_spec(recipe))
-        if run.is_main and run.path is not None:
-            (run.path / RECIPE).write_text(to_toml(recipe), encoding="utf-8")
+        run = Run(
+            out,
+            world=world,
+            sinks=sinks,
+            name=recipe.name,
+            checkpoint=recipe.checkpoint.rule(),
+            trackers=trackers,
+            other_arithmetic=other_arithmetic,
+            **run_spec(recipe),
+        )
+        run.started = started
+        write_recipe(run, recipe)
         model = _in_place(model_from(task).train(), run)
         optimizer = guarded(lambda: _optimizer(model, recipe), "the optimiser")
         model, optimizer = run.setup(model, optimizer, lr=recipe.lr.rate())
