@@ -156,7 +156,7 @@ def kill(session: subprocess.Popen[bytes], folder: Path, draw: random.Random) ->
         seen = {path.name for path in half_written(folder)}
         wait_until(lambda: any(path.name not in seen for path in half_written(folder)), session, draw.uniform(0.2, 2))
     else:
-        wait_until(lambda: False, session, draw.expovariate(1 / 0.4))
+        wait_until(lambda: False, session, draw.expovariate(1 / 1.5))
     if session.poll() is not None:
         return ""
     ranks = list(children(session.pid))

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from squall.cli import flags, processes, sizes
+from squall.cli import flags, processes, restarts, sizes
 from squall.cli.target import Target, import_from, load_task
-from squall.cli.train import Wish, work
+from squall.cli.train import Wish, launch, work
 from squall.errors import InputError
 from squall.recipe import load
 from squall.run.folder import RECIPE, RECORDS, STARTED, check_open, outcome
@@ -21,11 +21,13 @@ from squall.run.folder import RECIPE, RECORDS, STARTED, check_open, outcome
 
 def resume(
     run: flags.RunArgument,
-    processes_: flags.ProcessesFlag = None,
+    processes_: flags.ElasticFlag = None,
     data: flags.DataFlag = None,
     device: flags.DeviceFlag = None,
     quiet: flags.QuietFlag = False,
     json_: flags.RecordsFlag = False,
+    timeout: flags.TimeoutFlag = 300.0,
+    restarts_: flags.RestartsFlag = restarts.DEFAULT,
     other_arithmetic: Annotated[
         bool,
         typer.Option("--other-arithmetic", help="Go on where bits will differ: another processor, torch, precision."),
@@ -51,7 +53,10 @@ def resume(
         quiet,
         json_,
         trackers=tuple(started.get("trackers", ())),
+        timeout=timeout,
+        restarts=restarts_,
         other_arithmetic=other_arithmetic,
+        span=processes_,
     )
     sizes.check_files(target, data_folder)
     passes = sizes.num_passes(target.recipe, sizes.num_train(target, data_folder))
@@ -59,8 +64,11 @@ def resume(
         processes.check_passes(place.size, target.recipe, passes)
         return work(wish, folder)
     with processes.threads_before_torch(target.recipe.compute.threads):
-        processes.number(processes_, target.recipe, passes, chosen)
-        return work(wish, folder)
+        size = processes.number(processes_, target.recipe, passes, chosen)
+        if size == 1 and not (processes_ and processes_.is_range):
+            return work(wish, folder)
+        target.forget()
+        return launch(wish, ["resume", str(folder)], folder, size, passes)
 
 
 def find(run: str, runs: Path = Path("runs")) -> Path:

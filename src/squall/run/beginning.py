@@ -7,13 +7,12 @@ steps    begin     cut the records back to it, put ledger, generators and what i
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from squall.records import Noted
-from squall.run import account, folder, resuming, state, tensorboard
+from squall.run import account, folder, resuming, state, tensorboard, trackers
 from squall.run.guards import check_scheduler
 from squall.run.sums import SavedSums
 
@@ -65,8 +64,7 @@ class Start:
             (path / folder.RESULT).unlink(missing_ok=True)
             _note_start(path, run)
             run.book.write_to(path / folder.RECORDS, path / folder.SESSIONS, body["records"] if body else 0)
-            if tensorboard.installed():
-                run.book.track([tensorboard.TensorBoard(path / tensorboard.FOLDER)])
+            run.book.track(_trackers(run, path, self.first_step))
         started = account.started(run, stepper.order, run.model, self.opened_step)
         if self.found is None:
             run.book.emit(started)
@@ -105,7 +103,8 @@ def find(run: Run, path: Path | None) -> Start:
     Raises:
         InputError: a checkpoint that does not fit.
     """
-    if run.path is None:
+    run.saver.agree()
+    if not run.saver.is_on:
         return Start()
     found = resuming.find(run.world, path / folder.CHECKPOINTS if path is not None else None)
     if found is None:
@@ -118,8 +117,19 @@ def find(run: Run, path: Path | None) -> Start:
     return Start(found)
 
 
-def check_trackers(names: Sequence[str]) -> None:
-    """Refuses a tracker that is not known or not installed."""
+def _trackers(run: Run, path: Path, start_step: int) -> list[Any]:
+    """Who gets the records beside the files; what goes wrong with one of them is said, and stops nothing."""
+
+    def warn(text: str) -> None:
+        run.book.show(Noted(text))
+
+    config = dict(run.config) if run.config is not None else asdict(run.spec)
+    found: list[Any] = trackers.make(
+        run.trackers, folder=path, name=run.name, config=config, start_step=start_step, warn=warn
+    )
+    if tensorboard.installed():
+        found.append(tensorboard.TensorBoard(path / tensorboard.FOLDER, start_step, warn))
+    return found
 
 
 def _note_start(path: Path, run: Run) -> None:

@@ -224,13 +224,19 @@ class Book:
         self.epochs = [EpochEnded(**epoch) for epoch in numbers["epochs"]]
         self.started = time.perf_counter() - numbers["seconds"]
 
-    def close(self) -> None:
-        """Closes the files and the trackers."""
-        for file in (self._training, self._sessions, *self._trackers):
+    def close_files(self) -> None:
+        """Closes the files; what comes now, only sinks and trackers hear."""
+        for file in (self._training, self._sessions):
             if file is not None:
                 file.close()
         self._training = self._sessions = None
-        self._trackers = []
+
+    def close(self) -> None:
+        """Closes the files and the trackers."""
+        self.close_files()
+        trackers, self._trackers = self._trackers, []
+        for tracker in trackers:
+            tracker.close()
 
     def _count_time(self, step: Step, spent: Mapping[str, float]) -> None:
         for name, seconds in spent.items():

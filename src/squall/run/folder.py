@@ -5,7 +5,8 @@ run.json             how it was started: target, flags, or the script of a loop 
 records.jsonl        what happened, an event a line; tb/ holds it as TensorBoard events where that is installed
 sessions.jsonl       who worked on it and when: processes that came and left, checkpoints, slow ranks
 checkpoints/         step-NNNNNNNN: a state to go on from (`checkpoint.py`)
-logs/                what ranks wrote to standard error, and tracebacks
+logs/                what ranks and trackers wrote to standard error, and tracebacks
+trackers.json        who else got the records, and under which name
 weights.safetensors  final weights and buffers under the module's own names; ema.safetensors beside it
 result.json          how the run ended
 

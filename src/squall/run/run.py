@@ -30,6 +30,7 @@ from squall.optim.lr import Rate
 from squall.records import Ended, Sink
 from squall.rng import Stream, mix
 from squall.run import account, arithmetic, beginning, evaluate, folder, precision
+from squall.run import trackers as tracking
 from squall.run.book import Book
 from squall.run.collect import differing
 from squall.run.fingerprint import agree, fingerprint
@@ -91,7 +92,7 @@ class Run:
     ) -> None:
         self.spec = RunSpec.of(fields)
         saving = CheckpointSpec.of(checkpoint) if checkpoint is not None else None
-        beginning.check_trackers(trackers)
+        tracking.check(trackers)
         self.world = world if world is not None else join()
         self._owns_world = world is None
         self.is_main = self.world.rank == 0
@@ -104,6 +105,7 @@ class Run:
         self.stepper: Stepper | None = None
         self.trackers, self.other_arithmetic = tuple(trackers), other_arithmetic
         self.started: Mapping[str, Any] | None = None
+        self.config: Mapping[str, Any] | None = None
         self.saver = Saver(self, saving)
         self._folder: folder.Folder | None = None
         self._rate: Rate | None = None
@@ -437,7 +439,7 @@ class Run:
         ended = account.broken_off(self, error, step)
         with suppress(Exception):
             self.saver.close(ended.outcome, str(ended.result["error"]))
-        self.book.close()  # so that no sink of the user's keeps the record from the file
+        self.book.close_files()  # so that no sink of the user's keeps the record from the file
         if self._folder is not None:
             folder.note_end(self._folder.path, ended)
         with suppress(Exception):

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 _LOOK_S = 1.0
 _PATIENCE_S = 600.0
+_PARTING_S = 3.0
 
 
 class Saver:
@@ -56,7 +57,8 @@ class Saver:
 
     def __init__(self, run: Run, spec: CheckpointSpec | None) -> None:
         self._run = run
-        self.spec = spec if run.path is not None else None
+        self.spec = spec
+        self.is_on = False
         self.kept = state.Kept()
         self.signals = Signals()
         self.saved_step: int | None = None
@@ -74,10 +76,10 @@ class Saver:
         self._blocked = 0.0
         self._removed: list[int] = []
 
-    @property
-    def is_on(self) -> bool:
-        """Whether the run is saved at all."""
-        return self.spec is not None
+    def agree(self) -> None:
+        """Whether the run is saved at all is rank 0's word: only it needs a folder."""
+        wanted = self.spec is not None and self._run.path is not None
+        self.is_on = bool(each(self._run.world, int(wanted))[0])
 
     @property
     def folder(self) -> Path:
@@ -89,14 +91,10 @@ class Saver:
         """The run's processes are here and about to train; `body` is of the checkpoint they go on from."""
         run, world = self._run, self._run.world
         self._order = order
-        if run.path is None:
-            return
-        if run.is_main:
+        if run.is_main and run.path is not None:
             requests.take_away(run.path)  # asked of processes that are gone
-        session = SessionBegan(
-            time.time(), socket.gethostname(), os.getpid(), world.size, start_step, run.fingerprint, own_version()
-        )
-        run.book.emit(session)
+            host, pid, size = socket.gethostname(), os.getpid(), world.size
+            run.book.emit(SessionBegan(time.time(), host, pid, size, start_step, run.fingerprint, own_version()))
         if not self.is_on:
             return
         self._token = say(world, f"{os.getpid()}-{time.time_ns():x}")
@@ -141,7 +139,7 @@ class Saver:
         Arguments:
             before, after: epochs done before and after the step.
         """
-        if self.spec is None:
+        if self.spec is None or not self.is_on:
             return
         self._hear_writer()
         best = step.ends_epoch and self._is_best(step.index + 1)
@@ -241,17 +239,23 @@ class Saver:
         self.signals.deaf = True
         self.finish()
         each(self._run.world, 0)  # rank 0's writer has all files: nobody's end disturbs it any more
+        if self._run.is_main and self._request is not None and self._request.do == "stop":
+            assert self._run.path is not None
+            requests.take_away(self._run.path)  # the one for another number of processes is the launcher's to follow
         number = self.signals.noted or signal.SIGTERM
         left = left_by(why, number, self._run, self.saved_step)
         self._run.leave(left)
         return left
 
     def close(self, outcome: str = "", why: str = "") -> None:
-        """Ends the writer and gives the signals back."""
+        """Ends the writer, which may end a checkpoint that is nearly written, and gives the signals back."""
         if self._background is not None:
+            self._answered(self._background.wait(_PARTING_S))
             self._background.close()
+            if self._run.is_main:
+                files.sweep(self.folder)
             self._background = None
-        if self._order is not None and self._run.path is not None:
+        if self._order is not None and self._run.is_main and self._run.path is not None:
             self._run.book.emit(SessionEnded(time.time(), self._run.steps_done, outcome, why))
             self._order = None
         self.signals.close()
@@ -355,14 +359,14 @@ class Saver:
 
     def _sees_folder(self) -> bool:
         """Whether this rank writes into the same folder as rank 0: on another machine it may be another one."""
-        assert self._run.path is not None
-        mark = self._run.path / f".session-{self._token}"
-        if self._run.is_main:
+        path = self._run.path
+        mark = path / f".session-{self._token}" if path is not None else None
+        if self._run.is_main and mark is not None:
             mark.touch()
         each(self._run.world, 0)
-        sees = mark.exists()
+        sees = mark is not None and mark.exists()
         each(self._run.world, 0)
-        if self._run.is_main:
+        if self._run.is_main and mark is not None:
             mark.unlink(missing_ok=True)
         return sees
 

@@ -28,7 +28,7 @@ from squall.strategy import STRATEGIES
 from squall.task import Task
 from squall.training.parts import compose
 from squall.training.progress import Progress
-from squall.training.saved import write_recipe
+from squall.training.saved import flat, write_recipe
 from squall.training.users import checked_steps, explained, guarded, model_from
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -86,7 +86,7 @@ def train(
             other_arithmetic=other_arithmetic,
             **run_spec(recipe),
         )
-        run.started = started
+        run.started, run.config = started, flat(recipe.model_dump(mode="json"))
         write_recipe(run, recipe)
         model = _in_place(model_from(task).train(), run)
         optimizer = guarded(lambda: _optimizer(model, recipe), "the optimiser")
