@@ -106,19 +106,7 @@ class Background:
 
     def close(self) -> None:
         """Ends the process; what it was writing is left half done, under a name that nobody looks for."""
-        process, self._process = self._process, None
-        if process is not None:
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    with suppress(OSError):
-                        pipe.close()
-            if self.busy:
-                process.kill()
-            try:
-                process.wait(5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        self._end_process()
         self._bytes = torch.empty(0, dtype=torch.uint8)
         if self._memory is not None:
             with suppress(BufferError):  # a view of the user's own; it goes with it
@@ -128,9 +116,24 @@ class Background:
             os.close(self._fd)
             self._fd = -1
 
+    def _end_process(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with suppress(OSError):
+                    pipe.close()
+        if self.busy:
+            process.kill()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
     def _spawn(self) -> None:
-        if self._process is not None:
-            self._process.wait()
+        self._end_process()
         self._said = b""
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", str(_WRITER), str(self._fd), str(os.getpid())],

@@ -125,7 +125,7 @@ def checkpoint(recipe: Recipe, facts: ModelFacts) -> list[str]:
     words = " + ".join(["weights", *_state_words(recipe)])
     when = "when the run is asked to stop" if spec.every == NEVER else f"every {spec.every}"
     kept = f"{spec.keep} kept" + (f", and the best by {spec.keep_best}" if spec.keep_best else "")
-    return [f"{when}, {kept}: {words} {size} on disk each; as much in memory over all processes while it is written"]
+    return [f"{when}, {kept}: {words} {size} each on disk; once as much in memory, over all processes"]
 
 
 def checkpoint_bytes(recipe: Recipe, facts: ModelFacts) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError
 
 from squall.data.order import Order
@@ -57,16 +58,21 @@ def write_weights(run: Run, path: Path, sha256: str) -> None:
     """
     try:
         run.book.flush()
-        weights.save(path / WEIGHTS, run.model.state_dict(), {"squall": "weights", "sha256": sha256})
+        weights.save(path / WEIGHTS, _tensors(run.model), {"squall": "weights", "sha256": sha256})
         if run.ema is not None:
             with run.ema.swapped():
-                weights.save(path / EMA_WEIGHTS, run.model.state_dict(), {"squall": "ema"})
+                weights.save(path / EMA_WEIGHTS, _tensors(run.model), {"squall": "ema"})
     except (OSError, SafetensorError) as error:
         raise RunError(
             f"the weights cannot be written to {path}",
             [("found", getattr(error, "strerror", None) or str(error)), ("to do", "make room, then:")],
             how_to_go_on(path),
         ) from error
+
+
+def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dictionary without what modules add to it that is no tensor (`get_extra_state`)."""
+    return {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
 
 
 def result(run: Run, outcome: Outcome, advice: str, values: Mapping[str, Any]) -> Result:

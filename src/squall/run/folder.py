@@ -15,6 +15,7 @@ A run whose end nobody could write (a process killed outright) has records and n
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -172,6 +173,8 @@ def _check_writable(path: Path) -> None:
     existing = path
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
+    if os.statvfs(existing).f_flag & os.ST_RDONLY:
+        raise _unwritable(path, OSError(errno.EROFS, os.strerror(errno.EROFS)))
     if not os.access(existing, os.W_OK | os.X_OK):
         raise _unwritable(path, PermissionError(f"no permission to write in {existing}"))
 

@@ -69,7 +69,8 @@ def same_everywhere(world: World, model: nn.Module) -> None:
     Raises:
         RunError: a rank built another model.
     """
-    names = "\n".join(f"{name} {tuple(t.shape)} {t.dtype}" for name, t in model.state_dict().items())
+    state = {name: t for name, t in model.state_dict().items() if isinstance(t, torch.Tensor)}  # and extra state
+    names = "\n".join(f"{name} {tuple(t.shape)} {t.dtype}" for name, t in state.items())
     if strangers := differing(world, names):
         raise RunError(
             f"rank {strangers[0]} built another model than rank 0",

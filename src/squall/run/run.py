@@ -201,6 +201,7 @@ class Run:
         wanted = self.saver.is_on
         self.data_digest = check_same_data(self.world, data, collate, self.spec.seed, wanted=wanted)
         order = stepper.begin(data, collate, num_workers, self._start.first_step)
+        stepper.votes = self.saver.votes
         self._announce(stepper, len(data))
         late: Step | None = None
         try:

@@ -145,7 +145,9 @@ class Saver:
         best = step.ends_epoch and self._is_best(step.index + 1)
         self._pending |= best or self.spec.is_due(step.index, before, after)
         leaving = self._votes.get("stop") or self._votes.get("resize")
-        if leaving or (self._pending and not self._votes.get("busy")):
+        assert self._order is not None
+        now = best or step.index + 1 == self._order.num_steps  # this state and no later one: waits if it must
+        if leaving or (self._pending and (now or not self._votes.get("busy"))):
             self.save()
         if leaving:
             raise self.leave("resize" if self._votes.get("resize") else "stop")

@@ -1,0 +1,317 @@
+"""A run of one process that is saved, stopped and gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import squall
+from squall.checkpoint import files
+from squall.errors import InputError, RunError
+from squall.run import requests
+from squall.run.steps import Step
+from tests.chaos import training
+from tests.unit.runs import make_data, make_model, summed
+
+FIELDS: dict[str, Any] = {"epochs": 4, "global_batch_size": 8, "worker_batch_size": 4, "ema": 0.9}
+Body = Callable[[squall.Run, Step], Any]
+
+
+def nothing(run: squall.Run, step: Step) -> None:
+    pass
+
+
+def net() -> nn.Module:
+    return make_model(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 3))
+
+
+def train(out: Path, body: Body = nothing, scheduler: bool = False, **fields: Any) -> squall.Result:
+    """Twelve steps in four epochs, with a body that draws random numbers."""
+    run = squall.Run(out, **{**FIELDS, **fields})
+    try:
+        model = net()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        stepped = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5) if scheduler else None
+        run.setup(model, optimizer)
+        if stepped is not None:
+            run.keep(scheduler=stepped)
+        for step in run.steps(make_data(24)):
+            for batch in step:
+                step.backward(summed(model, *batch))
+            optimizer.step()
+            if stepped is not None:
+                stepped.step()
+            drawn = [random.random(), float(np.random.rand()), float(torch.rand(()))]
+            run.log(python=drawn[0], numpy=drawn[1], torch=drawn[2], rate=optimizer.param_groups[0]["lr"])
+            body(run, step)
+        return run.finish()
+    finally:
+        run.close()
+
+
+def written(run: squall.Run, step: Step) -> None:
+    """The disk is faster than the steps."""
+    run.saver.finish()
+
+
+def after(index: int, do: Callable[[], Any]) -> Body:
+    return lambda run, step: do() if step.index == index else None
+
+
+def terminated() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def sessions(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "sessions.jsonl").read_text().splitlines()]
+
+
+def held(out: Path) -> list[int]:
+    return sorted(files.steps_of(out / "checkpoints"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, tuple[Path, squall.Result]]:
+    found = {}
+    for scheduler in (False, True):
+        random.seed(3)
+        np.random.seed(3)
+        out = tmp_path_factory.mktemp("whole") / "run"
+        found[scheduler] = out, train(out, scheduler=scheduler)
+    return found
+
+
+@pytest.mark.parametrize("scheduler", [False, True])
+@pytest.mark.parametrize("index", [0, 4, 5, 10])
+def test_stopped_anywhere_and_gone_on_it_is_the_same_training(
+    index: int, scheduler: bool, whole: Any, tmp_path: Path
+) -> None:
+    """Weights, averages, ledger, records; and what the loop draws from three generators between the steps."""
+    random.seed(3)
+    np.random.seed(3)
+    with pytest.raises(SystemExit) as left:
+        train(tmp_path, after(index, terminated), scheduler)
+    assert left.value.code == 143
+    assert json.loads((tmp_path / "result.json").read_text())["outcome"] == "stopped"
+    random.seed(99)
+    np.random.seed(99)
+    result = train(tmp_path, scheduler=scheduler)
+    out, expected = whole[scheduler]
+    assert result.values["weights_sha256"] == expected.values["weights_sha256"]
+    assert result.values["ledger"] == expected.values["ledger"]
+    assert (tmp_path / "ema.safetensors").read_bytes() == (out / "ema.safetensors").read_bytes()
+    assert training(tmp_path) == training(out)
+
+
+def test_ctrl_c_is_a_keyboard_interrupt_after_the_save(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt) as left:
+        train(tmp_path, after(4, lambda: os.kill(os.getpid(), signal.SIGINT)))
+    assert left.value.headline == "stopped by Ctrl-C after step 6"  # type: ignore[attr-defined]
+    assert held(tmp_path)[-1] == 6
+
+
+def test_the_second_signal_is_not_held_back(tmp_path: Path) -> None:
+    """It goes to whoever would have had it without us; here Python, which raises at once."""
+
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt) as left:
+        train(tmp_path, after(4, twice))
+    assert not hasattr(left.value, "advice")
+    assert json.loads((tmp_path / "result.json").read_text())["error"] == "stopped by Ctrl-C"
+
+
+def test_handlers_are_given_back(tmp_path: Path) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+    train(tmp_path / "a")
+    with pytest.raises(SystemExit):
+        train(tmp_path / "b", after(2, terminated))
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)] == before
+
+
+def test_without_checkpoints_signals_do_what_they_do(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt) as left:
+        train(tmp_path, after(4, lambda: os.kill(os.getpid(), signal.SIGINT)), checkpoint=None)
+    assert not hasattr(left.value, "advice")
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(("do", "status"), [("stop", 143), ("resize", 75)])
+def test_a_request_is_followed(do: Any, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("squall.run.saver._LOOK_S", 0.0)
+    with pytest.raises(SystemExit) as left:
+        train(tmp_path, after(4, lambda: requests.leave(tmp_path, requests.Request(do, 3))))
+    assert left.value.code == status
+    assert (requests.waiting(tmp_path) is None) == (do == "stop")  # the launcher follows the other one
+    assert held(tmp_path)[-1] == 6
+    assert train(tmp_path).outcome == "finished"  # what was asked of processes that are gone is forgotten
+    assert requests.waiting(tmp_path) is None
+
+
+def test_the_newest_stay(tmp_path: Path) -> None:
+    train(tmp_path, written, checkpoint={"every": "1step", "keep": 3})
+    found = held(tmp_path)
+    assert len(found) == 3
+    assert found[-1] == 12
+
+
+def test_the_best_stays_too(tmp_path: Path) -> None:
+    scores = [0.2, 0.9, 0.5, 0.9]
+
+    def score(run: squall.Run, step: Step) -> None:
+        if step.ends_epoch:
+            run.log(val={"accuracy": scores[step.epoch]})
+        run.saver.finish()
+
+    train(tmp_path / "a", score, checkpoint={"every": "1step", "keep": 1, "keep_best": "val/accuracy"})
+    assert held(tmp_path / "a") == [6, 12]
+    with pytest.raises(SystemExit):  # and is known to the session after
+        train(
+            tmp_path / "b",
+            lambda run, step: (score(run, step), after(7, terminated)(run, step)),
+            checkpoint={"every": "1step", "keep": 1, "keep_best": "val/accuracy"},
+        )
+    train(tmp_path / "b", score, checkpoint={"every": "1step", "keep": 1, "keep_best": "val/accuracy"})
+    assert held(tmp_path / "b") == [6, 12]
+
+
+def test_a_best_that_nobody_measures_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="names no metric of this run"):
+        train(tmp_path, checkpoint={"keep_best": "val/accuracy"})
+
+
+def test_minutes_are_counted_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("squall.run.saver.time", type("Clock", (), {**vars(time), "monotonic": lambda: now[0]}))
+
+    def tick(run: squall.Run, step: Step) -> None:
+        run.saver.finish()
+        now[0] += 25.0
+
+    train(tmp_path, tick, checkpoint={"every": "1min", "keep": 9})
+    assert held(tmp_path) == [4, 8, 12]  # a vote at 75 s; the body of that step takes 25 s more
+
+
+def test_the_pause_and_the_writing_are_recorded(tmp_path: Path) -> None:
+    train(tmp_path, written)
+    saved = [record for record in sessions(tmp_path) if record["kind"] == "saved"]
+    assert [record["step"] for record in saved] == [3, 6, 9, 12]
+    assert all(record["blocked"] > 0 and record["seconds"] > 0 and record["num_bytes"] > 1000 for record in saved)
+    steps = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines()]
+    pauses = {step["step"]: step["spent"]["save"] for step in steps if step["kind"] == "step"}
+    assert {step for step, pause in pauses.items() if pause} == {3, 6, 9}
+
+
+def test_a_scheduler_that_is_not_kept_is_an_error(tmp_path: Path) -> None:
+    run = squall.Run(tmp_path, **FIELDS)
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    torch.optim.lr_scheduler.StepLR(optimizer, 2)
+    run.setup(model, optimizer)
+    with pytest.raises(RunError, match="a scheduler drives the optimiser") as error:
+        next(run.steps(make_data(24)))
+    run.close()
+    assert "run.keep(scheduler=scheduler)" in str(error.value)
+
+
+def test_what_is_kept_must_be_the_same_in_every_session(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        train(tmp_path, after(4, terminated), scheduler=True)
+    with pytest.raises(RunError, match="keeps other things than this loop"):
+        train(tmp_path)
+    run = squall.Run(None, **FIELDS)
+    with pytest.raises(InputError, match=r"run\.keep\(a=\.\.\.\) got a int"):
+        run.keep(a=3)
+    run.close()
+
+
+def test_a_run_in_use_is_not_gone_on_with(tmp_path: Path) -> None:
+    def second() -> None:
+        with pytest.raises(InputError, match="in use by another process"):
+            squall.Run(tmp_path, **FIELDS)
+
+    train(tmp_path, after(4, second))
+
+
+def test_a_run_that_diverged_is_not_gone_on_with(tmp_path: Path) -> None:
+    (tmp_path / "records.jsonl").write_text("")
+    (tmp_path / "result.json").write_text('{"outcome": "diverged"}')
+    with pytest.raises(InputError, match="holds a run that diverged") as error:
+        train(tmp_path)
+    assert "the same numbers again" in str(error.value)
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(whole: Any, tmp_path: Path) -> None:
+    (tmp_path / "records.jsonl").write_text('{"kind": "started"}\n{"kind": "step", "st')
+    random.seed(3)
+    np.random.seed(3)
+    train(tmp_path)
+    assert training(tmp_path) == training(whole[False][0])
+
+
+def test_state_that_has_no_plain_form_is_an_error_when_it_is_saved(tmp_path: Path) -> None:
+    class Odd(torch.optim.SGD):
+        def state_dict(self) -> Any:
+            return {**super().state_dict(), "odd": object()}
+
+    run = squall.Run(tmp_path, **FIELDS)
+    model = net()
+    run.setup(model, Odd(model.parameters(), lr=0.1))
+
+    def trained() -> None:
+        for step in run.steps(make_data(24)):
+            for batch in step:
+                step.backward(summed(model, *batch))
+            run.optimizer.step()
+
+    with pytest.raises(RunError, match=r"optimizer\.odd cannot be saved"):
+        trained()
+    run.close()
+
+
+def test_extra_state_of_modules_and_of_optimisers_travels(tmp_path: Path) -> None:
+    class Counting(nn.Linear):
+        seen = 0
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            self.seen += len(inputs) * self.training
+            return super().forward(inputs)
+
+        def get_extra_state(self) -> Any:
+            return {"seen": self.seen}
+
+        def set_extra_state(self, state: Any) -> None:
+            self.seen = state["seen"]
+
+    def session(stop: int) -> int:
+        run = squall.Run(tmp_path, **FIELDS)
+        model = Counting(5, 3)
+        run.setup(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        try:
+            for step in run.steps(make_data(24)):
+                for batch in step:
+                    step.backward(summed(model, *batch))
+                run.optimizer.step()
+                if step.index == stop:
+                    terminated()
+            run.finish()
+        finally:
+            run.close()
+        return model.seen
+
+    with pytest.raises(SystemExit):
+        session(4)
+    assert session(99) == 24 * 4
