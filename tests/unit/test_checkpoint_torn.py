@@ -37,6 +37,7 @@ def train(run: squall.Run, model: nn.Module, until: int = 10**9, data: Any = Non
         for batch in step:
             step.backward(summed(model, *batch))
         run.optimizer.step()
+        run.saver.finish()
         if step.index + 1 == until:
             raise KeyError("killed")
 
@@ -46,7 +47,6 @@ def stopped(out: Path, until: int = 6) -> Path:
     run, model = begin(out)
     with pytest.raises(KeyError):
         train(run, model, until + 1)
-    run.saver.finish()
     run.close()
     return out / "checkpoints"
 

@@ -134,6 +134,19 @@ def test_the_second_signal_is_not_held_back(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "result.json").read_text())["error"] == "stopped by Ctrl-C"
 
 
+def test_terms_that_come_together_are_one(tmp_path: Path) -> None:
+    """As a scheduler sends them."""
+
+    def thrice() -> None:
+        for _ in range(3):
+            terminated()
+
+    with pytest.raises(SystemExit) as left:
+        train(tmp_path, after(4, thrice))
+    assert left.value.code == 143
+    assert held(tmp_path)[-1] == 6
+
+
 def test_handlers_are_given_back(tmp_path: Path) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
     train(tmp_path / "a")

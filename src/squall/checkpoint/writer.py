@@ -45,7 +45,7 @@ def main(fd: int, parent: int) -> None:
         parent: the rank; this process does not outlive it.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # the rank decides when to leave
     if os.getppid() != parent:
         return

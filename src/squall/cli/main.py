@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from squall.cli import data, doctor, explain, look, recipes, resume, report, runs, train, voices
+from squall.cli import data, doctor, explain, look, recipes, report, resume, runs, train, voices
 from squall.cli.processes import RanksFailed
 from squall.cluster.place import Place
 from squall.engine.report import REPORTS

@@ -127,6 +127,3 @@ def _target(folder: Path, started: dict[str, Any]) -> Target:
 
 def _path(text: str | None) -> Path | None:
     return Path(text) if text else None
-
-
-

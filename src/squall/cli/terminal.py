@@ -18,9 +18,9 @@ from rich.progress import BarColumn, Progress, TextColumn
 from squall.cli.header import Words, header
 from squall.cli.sizes import num_passes
 from squall.cli.summary import summary
+from squall.events import resumed, save_failed, slow
 from squall.recipe import Recipe
 from squall.records import Ended, EpochEnded, Noted, Record, SaveFailed, Sink, Slow, Started, Stepped
-from squall.events import resumed, save_failed, slow
 
 _REDRAW_S = 0.2
 

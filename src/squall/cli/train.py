@@ -6,6 +6,7 @@ target -> data set -> processes -> folder -> (launch, or in place) -> squall.tra
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,12 +16,13 @@ from typing import Annotated, Any
 
 import typer
 
-from squall.cli import flags, processes, restarts, sizes
-from squall.cli.folders import fresh, log_traceback, note_ranks_end
+from squall.cli import batch, flags, processes, restarts, sizes, submit
+from squall.cli.folders import RUNS, fresh, log_traceback, note_ranks_end
 from squall.cli.target import Target, resolve
 from squall.errors import UserCodeError
 from squall.recipe import to_toml
-from squall.run.folder import check_free
+from squall.run import trackers
+from squall.run.folder import check_free, check_open
 
 
 @dataclass(frozen=True)
@@ -62,42 +64,65 @@ def train(
     device: flags.DeviceFlag = None,
     quiet: flags.QuietFlag = False,
     json_: flags.RecordsFlag = False,
+    tracker: flags.TrackerFlag = None,
     timeout: flags.TimeoutFlag = 300.0,
     restarts_: flags.RestartsFlag = restarts.DEFAULT,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print the resolved recipe, start nothing.")
     ] = False,
+    submit_: submit.SubmitFlag = None,
+    nodes: submit.NodesFlag = None,
+    gpus_per_node: submit.GpusFlag = None,
+    cpus_per_process: submit.CpusFlag = None,
+    time: submit.TimeFlag = None,
+    partition: submit.PartitionFlag = None,
+    sbatch: submit.SbatchFlag = None,
 ) -> int:
     """Train a recipe, a .toml file or a task's .py file."""
-    place = processes.job(processes_)
+    job = submit.wanted(
+        submit_,
+        nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        processes=processes_,
+        cpus_per_process=cpus_per_process,
+        time=time,
+        partition=partition,
+        sbatch=sbatch,
+    )
+    place = None if job else processes.job(processes_)
     wish = Wish(
         resolve(target, overrides or []),
         flags.data_folder(data),
         device,
         quiet,
         json_,
+        tuple(tracker or ()),
         timeout=timeout,
         restarts=restarts_,
         span=processes_,
     )
+    trackers.check(wish.trackers)
     sizes.check_files(wish.target, wish.data_folder)
     recipe, num_train = wish.target.recipe, sizes.num_train(wish.target, wish.data_folder)
     passes = sizes.num_passes(recipe, num_train)
+    if job is not None and not dry_run:
+        return _submit(wish, overrides or [], job, out, passes)
     if place is not None and not dry_run:
         processes.check_passes(place.size, recipe, passes)
         with _taken(out, recipe.name, creates=place.rank == 0) as folder:
             return work(wish, folder)
     with processes.threads_before_torch(recipe.compute.threads):
-        size = place.size if place else processes.number(processes_, recipe, passes, wish.device)
+        started = place or job
+        size = started.size if started else processes.number(processes_, recipe, passes, wish.device)
         with _taken(out, recipe.name, creates=not dry_run) as folder:
-            check_free(folder)
+            (check_open if batch.comes_again(os.environ) else check_free)(folder)
             if dry_run:
                 _tell(wish, size, folder)
                 return 0
             if size == 1 and not (processes_ and processes_.is_range):
                 return work(wish, folder)
             wish.target.forget()
-            begin = ["train", wish.target.given, *(overrides or []), f"--out={folder}"]
+            begin = ["train", wish.target.given, *(overrides or []), f"--out={folder}", *_tracked(wish)]
             return launch(wish, begin, folder, size, passes)
 
 
@@ -122,12 +147,10 @@ def launch(wish: Wish, begin: list[str], folder: Path, size: int, passes: int) -
         size: how many to start with.
         passes: the most that there is work for.
     """
-    given = [f"--data={wish.data_folder}", f"--timeout={wish.timeout:g}"]
-    given += [f"--device={wish.device}"] if wish.device else []
-    given += ["--quiet"] * wish.quiet + ["--json"] * wish.json
+    given = _given(wish)
     job = restarts.Job(
         begin=["-m", "squall", *begin, *given],
-        resume=["-m", "squall", "resume", str(folder), *given],
+        resume=["-m", "squall", "resume", str(folder), *given, *["--other-arithmetic"] * wish.other_arithmetic],
         folder=folder,
         threads=wish.target.recipe.compute.threads,
         span=wish.span,
@@ -140,6 +163,28 @@ def launch(wish: Wish, begin: list[str], folder: Path, size: int, passes: int) -
     except processes.RanksFailed as failed:
         note_ranks_end(folder, failed.status, failed.message, made=made)
         raise
+
+
+def _given(wish: Wish) -> list[str]:
+    """The flags for the same command in other processes."""
+    given = [f"--data={wish.data_folder}", f"--timeout={wish.timeout:g}"]
+    given += [f"--device={wish.device}"] if wish.device else []
+    return [*given, *["--quiet"] * wish.quiet, *["--json"] * wish.json]
+
+
+def _tracked(wish: Wish) -> list[str]:
+    """Flags of a beginning; who goes on with a run finds them in its folder."""
+    return [f"--tracker={name}" for name in wish.trackers]
+
+
+def _submit(wish: Wish, overrides: list[str], job: batch.Options, out: Path | None, passes: int) -> int:
+    """Hands the same command over as a job; a folder that is given may hold a run to go on with."""
+    processes.check_passes(job.size, wish.target.recipe, passes)
+    with _taken(out, wish.target.recipe.name, creates=True) as folder:
+        check_open(folder)
+        done = submit.submit(["train", wish.target.given, *overrides, *_given(wish), *_tracked(wish)], folder, job)
+    print(done.to_json() if wish.json else done.text(RUNS))
+    return 0
 
 
 def work(wish: Wish, folder: Path) -> int:

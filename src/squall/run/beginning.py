@@ -89,6 +89,7 @@ class Start:
             stepper.ledger.load(tensors["ledger.counts"].cpu().numpy(), held["digest"], held["skipped"])
         run.book.load(body["book"])
         stepper.scale.load(body["scale"])
+        stepper.passes.expect(body["metrics"])
         run.saver.kept.load(body["kept"], tensors)
         state.set_random_state(body["random"], run.world.device)
         tensors.clear()

@@ -19,6 +19,7 @@ import errno
 import fcntl
 import json
 import os
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -42,6 +43,8 @@ ENDS = ("finished", "diverged")
 RESULT = "result.json"
 _LOCK = ".lock"
 _TRIES = 100
+_LOOKS = 5
+_LOOK_S = 0.01
 _LONGEST_LINE = 1 << 20
 
 
@@ -209,7 +212,7 @@ def _locked(path: Path) -> tuple[int, bool]:
         B:      opens A's file                locks it    not the file at the path: again
     """
     made = False
-    for _ in range(_TRIES):
+    for attempt in range(_TRIES):
         made = made or not path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -222,6 +225,9 @@ def _locked(path: Path) -> tuple[int, bool]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(lock)
+            if attempt < _LOOKS:  # somebody may be looking whether it is held, for microseconds
+                time.sleep(_LOOK_S)
+                continue
             raise InputError(
                 f"the run folder {path} is in use by another process",
                 [("rule", "one run, one writer"), ("to do", "wait for it, or choose another folder with --out DIR")],

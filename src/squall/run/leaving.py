@@ -38,16 +38,18 @@ class Preempted(SystemExit):
 Left = Interrupted | Preempted
 
 
-def left_by(why: str, number: int, run: Run, saved_step: int | None) -> Left:
+def left_by(why: str, number: int, run: Run, saved_step: int | None, *, asked: bool) -> Left:
     """The exception to leave by.
 
     Arguments:
         why: "stop" or "resize".
         number: of the signal, for a stop.
         saved_step: of the newest checkpoint that is whole.
+        asked: by a request in the run's folder, not by a signal.
     """
     name = signal.Signals(number).name
-    by = f"by {'Ctrl-C' if name == 'SIGINT' else name}" if why == "stop" else "for another number of processes"
+    by = "on request" if asked else f"by {'Ctrl-C' if name == 'SIGINT' else name}"
+    by = "for another number of processes" if why == "resize" else by
     headline = f"stopped {by} after step {run.steps_done:,}"
     if saved_step == run.steps_done:
         advice = how_to_go_on(run.path)

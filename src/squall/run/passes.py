@@ -61,7 +61,7 @@ class Passes:
         self._cuts = buckets(ends, BUCKET_BYTES // like.element_size())
         self._reduction = self._new_reduction(self._cuts, like, tag=0)
         self._tail: Reduction | None = None
-        self._metric_names: list[str] = []
+        self.metric_names: list[str] = []
         self._views: list[list[torch.Tensor]] = []
         self._bucket_of = [next(i for i, b in enumerate(self._cuts) if p.offset < b.stop) for p in self._places]
         self._members = [
@@ -166,7 +166,7 @@ class Passes:
             if flag:
                 parameter.grad = view if view.dtype == parameter.dtype else view.to(parameter.dtype)
         self.buffers.close(vector, tail[2].to(vector.dtype), tail[flags_end:metrics_at] / tail[3])
-        return StepSums(tail, self._metric_names, metrics_at, self._world.size)
+        return StepSums(tail, self.metric_names, metrics_at, self._world.size)
 
     @property
     def waited(self) -> float:
@@ -256,20 +256,26 @@ class Passes:
             return TreeReduction(world.group, world.rank, world.size, cuts, like, tag)
         return FastReduction(world.group, world.rank, world.size, cuts, like, tag)
 
+    def expect(self, metric_names: Sequence[str]) -> None:
+        """Takes the names of a step's metrics from an earlier session: this one may begin in a step without a pass."""
+        self._tail = self._make_tail(list(metric_names))
+
+    def _make_tail(self, metric_names: list[str]) -> Reduction:
+        self.metric_names = metric_names
+        self._tail_size = self._flags_at + len(self.parameters) + self.buffers.num_integers + 2 * len(metric_names)
+        like = torch.empty(0, dtype=torch.float64, device=self._world.device)
+        return self._new_reduction([Bucket(0, aligned(self._tail_size))], like, tag=2 * len(self._cuts))
+
     def _add_tail(
         self, leaf: int, loss: torch.Tensor, count: float | torch.Tensor, num_samples: int, metrics: dict[str, Any]
     ) -> None:
         if self._tail is None:
-            self._metric_names = sorted(metrics)
-            size = self._flags_at + len(self.parameters) + self.buffers.num_integers + 2 * len(metrics)
-            self._tail_size = size
-            like = torch.empty(0, dtype=torch.float64, device=self._world.device)
-            self._tail = self._new_reduction([Bucket(0, aligned(size))], like, tag=2 * len(self._cuts))
+            self._tail = self._make_tail(sorted(metrics))
             self._tail.open(self._num_passes)
-        if sorted(metrics) != self._metric_names:
+        if sorted(metrics) != self.metric_names:
             raise RunError(
                 "a step's metrics changed their names",
-                [("before", " ".join(self._metric_names)), ("now", " ".join(sorted(metrics)))],
+                [("before", " ".join(self.metric_names)), ("now", " ".join(sorted(metrics)))],
             )
         numbers: list[float] = [0.0] * self._flags_at
         numbers[2:FIXED] = float(num_samples), 1.0
@@ -277,7 +283,7 @@ class Passes:
             numbers[FIXED : FIXED + len(VOTES)], numbers[FIXED + len(VOTES) + self._world.rank] = self.words()
         numbers += [1.0 if touched else 0.0 for touched in self._touched]
         values = torch.tensor(numbers, dtype=torch.float64)
-        pairs = [x for name in self._metric_names for x in (metrics[name].sum, float(metrics[name].count))]
+        pairs = [x for name in self.metric_names for x in (metrics[name].sum, float(metrics[name].count))]
         device = self._world.device
         slot, accumulate = self._tail.begin_pass(leaf)
         target = self._tail.vectors[slot]

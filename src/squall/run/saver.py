@@ -161,7 +161,8 @@ class Saver:
         done = self._run.steps_done
         open_step = step is not None and step.index + 1 == done and not self._run.body_ended
         self.save(open_step=step if open_step else None)
-        return self.leave("stop")
+        resize = any(each(self._run.world, int(self._request is not None and self._request.do == "resize")))
+        return self.leave("resize" if resize else "stop")
 
     def is_asked(self) -> bool:
         """Whether this rank was asked to leave: looked at between the batches of an evaluation."""
@@ -216,6 +217,7 @@ class Saver:
                     "tensors": [entry.as_json() for entry in placed],
                     "slices": slices,
                     "scale": run.stepper.scale.state(),
+                    "metrics": run.stepper.passes.metric_names,
                     "ledger": {"digest": digest, "skipped": skipped},
                     "book": run.book.state(),
                     "records": moment["records"],
@@ -245,7 +247,8 @@ class Saver:
             assert self._run.path is not None
             requests.take_away(self._run.path)  # the one for another number of processes is the launcher's to follow
         number = self.signals.noted or signal.SIGTERM
-        left = left_by(why, number, self._run, self.saved_step)
+        asked = not self.signals.noted and self._request is not None
+        left = left_by(why, number, self._run, self.saved_step, asked=asked)
         self._run.leave(left)
         return left
 

@@ -1,8 +1,9 @@
-"""Signals that ask a run to leave: the first is noted, the second ends the process at once.
+"""Signals that ask a run to leave: the first is noted; Ctrl-C twice, or a later second one, ends the process at once.
 
 A scheduler that preempts a job sends SIGTERM, a person types Ctrl-C, and both want the work kept. A handler that saved
 then and there would find the state in the middle of an update, and other ranks in another step. So it only takes a
-note; the ranks tell each other with the sums of the step, save after the same one, and leave.
+note; the ranks tell each other with the sums of the step, save after the same one, and leave. Schedulers repeat SIGTERM
+within milliseconds, and mean one; a person who types Ctrl-C twice means it.
 """
 
 from __future__ import annotations
@@ -10,10 +11,15 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
 LEAVING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+
+
+_ONE_S = 5.0
+"""Signals that come together are one."""
 
 
 class Signals:
@@ -28,6 +34,7 @@ class Signals:
         self.deaf = False  # on the way out: a launcher that ends the others must not hurry us
         self._before: dict[int, Any] = {}
         self._process = os.getpid()
+        self._at = 0.0
 
     def listen(self) -> None:
         """From now on takes notes; only a process's main thread can, in others nothing changes."""
@@ -45,12 +52,13 @@ class Signals:
                 signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.deaf and number != signal.SIGINT:
+        at_once = number != signal.SIGINT and time.monotonic() - self._at < _ONE_S
+        if self.noted and os.getpid() == self._process and (self.deaf or at_once) and number != signal.SIGINT:
             return
         if self.noted or os.getpid() != self._process:  # a loader process, forked after `listen`, just ends
             self._pass_on(number, frame)
             return
-        self.noted = number
+        self.noted, self._at = number, time.monotonic()
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         """What would have happened without us."""

@@ -1,0 +1,294 @@
+"""What a run's folder tells of the run: whether it goes on now, how far it came, what it reached.
+
+The folder is the only witness. A pid may be another process by now, and says nothing of another machine; the lock that
+rank 0 holds is given back by the kernel whatever ended it, over NFS too::
+
+    .lock held                                running
+    result.json                               its outcome: finished, stopped, diverged, failed
+    sessions.jsonl ends with an end           that session's outcome: it saved and left
+    records, and none of these                killed
+    a job's number, and no record yet         submitted
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from squall.cli import tails
+from squall.cli.tails import Values, number, whole
+from squall.errors import InputError, nearest
+from squall.run.folder import CHECKPOINTS, RECIPE, RECORDS, RESULT, SESSIONS, STARTED
+
+LOCK = ".lock"
+JOB = "slurm/job.json"
+"""Written by `squall train --submit`: the job's number."""
+
+LIVE_JOB = ".job"
+"""The number of the batch job that works on a run, or comes again to: there until it is over, or asked to stop."""
+
+LAST = "last"
+
+_OUTCOMES = ("finished", "stopped", "diverged", "failed")
+_RESUMABLE = ("killed", "stopped", "failed")  # the same bits would diverge again
+_BEGUN = (STARTED, RECIPE, RECORDS, JOB, RESULT)  # when a run began: what is written once, and first, comes first
+_MOVED = (RECORDS, RESULT, JOB, STARTED, RECIPE)  # when it moved last
+_LONGEST_NUMBER = 40
+_STEP = re.compile(r"step-(\d+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """A run as it stands. What its folder does not tell is None or empty.
+
+    Attributes:
+        folder: the run's.
+        state: submitted, running, finished, stopped, diverged, failed or killed.
+        why: what ended it, in a line.
+        epoch: the one that it is in, from 1.
+        epochs: of all.
+        step: updates that were applied.
+        steps: of all.
+        score: what it reached: name and value.
+        processes: of its last session.
+        samples_per_second: in its last epoch.
+        began: seconds since 1970.
+        seconds: that it worked.
+        checkpoint: updates in its newest checkpoint.
+        job: the number of the batch job that works on it, or waits to.
+    """
+
+    folder: Path
+    state: str
+    why: str = ""
+    epoch: int | None = None
+    epochs: int | None = None
+    step: int = 0
+    steps: int | None = None
+    score: tuple[str, float] | None = None
+    processes: int | None = None
+    samples_per_second: float | None = None
+    began: float | None = None
+    seconds: float | None = None
+    checkpoint: int | None = None
+    job: str = ""
+
+    @property
+    def running(self) -> bool:
+        """Its processes are at work."""
+        return self.state == "running"
+
+    @property
+    def resumable(self) -> bool:
+        """It can go on from a checkpoint."""
+        return self.state in _RESUMABLE and self.checkpoint is not None
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint on disk: its updates, bytes, and when it was whole, in seconds since 1970."""
+
+    step: int
+    num_bytes: int
+    time: float
+
+
+def found_in(runs: Path) -> list[Path]:
+    """The folders of the runs in a folder, those that moved last first."""
+    times = {}
+    with suppress(OSError), os.scandir(runs) as entries:
+        for entry in entries:
+            folder = Path(entry.path)
+            with suppress(OSError):
+                if entry.is_dir() and is_run(folder):
+                    times[folder] = _time_of(folder, _MOVED) or 0.0
+    return sorted(times, key=lambda folder: (times[folder], folder.name), reverse=True)
+
+
+def find(run: str, runs: Path) -> Path:
+    """The folder that RUN means: a path, a name in the folder of runs, or "last".
+
+    Raises:
+        InputError: there is none; names those that are near, or the newest.
+    """
+    if run == LAST:
+        if folders := found_in(runs):
+            return folders[0]
+        raise InputError(f"there is no run in {runs}/ yet", [("to do", "squall train digits")])
+    for path in (Path(run), runs / run):
+        if is_run(path):
+            return path
+    known = [folder.name for folder in found_in(runs)]
+    near, newest = nearest(Path(run).name, known), known[:3]
+    rows = [("near" if near else "newest", ", ".join(near or newest))] if known else []
+    raise InputError(f"{run} is no run's folder", rows, "all runs: squall runs")
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's: many a program writes a result.json, none but us the rest."""
+    try:
+        names = {entry.name for entry in os.scandir(folder)}
+    except OSError:
+        return False
+    if names & {RECORDS, SESSIONS} or {LOCK, RECIPE} <= names or {LOCK, STARTED} <= names:
+        return True
+    return (RESULT in names and "outcome" in tails.read_json(folder / RESULT)) or (folder / JOB).is_file()
+
+
+def held(folder: Path) -> bool:
+    """Whether a process of this or another machine holds the lock of a run's folder.
+
+    A shared lock, tried and given back at once: several who look do not see each other.
+    """
+    try:
+        lock = os.open(folder / LOCK, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks: no run could have begun here
+        return False
+    finally:
+        os.close(lock)
+    return False
+
+
+def look(folder: Path) -> State:
+    """A run as it stands, from the ends of its files."""
+    running = held(folder)
+    begun, ends = tails.first(folder / RECORDS), tails.last(folder / RECORDS, "step", "epoch")
+    sessions = tails.last(folder / SESSIONS, "session", "session_ended")
+    session, ended = sessions.get("session", {}), sessions.get("session_ended", {})
+    if (number(ended.get("time")) or 0.0) < (number(session.get("time")) or 0.0):
+        ended = {}
+    result = {} if running else _result(folder, session)
+    step, epoch = ends.get("step", {}), ends.get("epoch", {})
+    saved = steps_saved(folder)
+    state, why = _state(folder, running, result, ended)
+    reached = whole(step.get("epoch"))
+    return State(
+        folder=folder,
+        state=state,
+        why=why,
+        epoch=None if reached is None else reached + 1,
+        epochs=whole(begun.get("epochs")),
+        step=_done(result, step),
+        steps=whole(begun.get("num_steps")),
+        score=score_of(result) or score_of(_flat(epoch)) or _loss(step),
+        processes=next(
+            (n for values in (session, result, begun) if (n := whole(values.get("processes"))) is not None), None
+        ),
+        samples_per_second=number(result.get("samples_per_second")) or _speed(folder, epoch),
+        began=number(tails.first(folder / SESSIONS).get("time")) or _time_of(folder, _BEGUN),
+        seconds=number(result.get("seconds")) or number(step.get("seconds")),
+        checkpoint=saved[0] if saved else None,
+        job=_job(folder, state),
+    )
+
+
+def steps_saved(folder: Path) -> list[int]:
+    """Updates in the checkpoints that were written to their end, the newest first."""
+    found = []
+    for path in (folder / CHECKPOINTS).glob("step-*/manifest.json"):
+        if match := _STEP.fullmatch(path.parent.name):
+            found.append(int(match[1]))
+    return sorted(found, reverse=True)
+
+
+def checkpoints(folder: Path) -> Iterator[Saved]:
+    """The checkpoints of a run, the newest first."""
+    for step in steps_saved(folder):
+        for path in (folder / CHECKPOINTS).glob(f"step-*{step}"):
+            if (match := _STEP.fullmatch(path.name)) and int(match[1]) == step:
+                with suppress(OSError):  # training takes old ones away
+                    sizes = [entry.stat().st_size for entry in path.iterdir() if entry.is_file()]
+                    yield Saved(step, sum(sizes), (path / "manifest.json").stat().st_mtime)
+
+
+def score_of(values: Values) -> tuple[str, float] | None:
+    """What a person asks for first: test before validation, accuracy before the rest, the training loss at last."""
+    for split, word in (("test", "test"), ("val", "validation")):
+        names = [key.removeprefix(f"{split}_") for key in values if key.startswith(f"{split}_")]
+        names = [name for name in names if not name.endswith("_median_last5")]
+        for name in sorted(names, key=lambda name: (name != "accuracy", name == "loss")):
+            if (value := number(values[f"{split}_{name}"])) is not None:
+                return f"{word} {name}", value
+    loss = number(values.get("train_loss"))
+    return None if loss is None else ("train loss", loss)
+
+
+def _state(folder: Path, running: bool, result: Values, ended: Values) -> tuple[str, str]:
+    if running:
+        return "running", ""
+    if result:
+        return result["outcome"], str(result.get("error") or ended.get("why") or "")
+    if ended.get("outcome") in _OUTCOMES:
+        return str(ended["outcome"]), str(ended.get("why") or "")
+    if (folder / JOB).is_file() and not (folder / RECORDS).exists():
+        return "submitted", ""
+    return "killed", ""
+
+
+def _job(folder: Path, state: str) -> str:
+    with suppress(OSError, ValueError):
+        return (folder / LIVE_JOB).read_text(encoding="utf-8").strip()[:_LONGEST_NUMBER]
+    return str(tails.read_json(folder / JOB).get("job", "")) if state == "submitted" else ""
+
+
+def _result(folder: Path, session: Values) -> Values:
+    """How the run ended; nothing where processes have begun to work on it again since."""
+    result = tails.read_json(folder / RESULT)
+    if result.get("outcome") not in _OUTCOMES:
+        return {}
+    with suppress(OSError):
+        if (number(session.get("time")) or 0.0) <= (folder / RESULT).stat().st_mtime:
+            return result
+    return {}
+
+
+def _done(result: Values, step: Values) -> int:
+    done = whole(result.get("steps"))
+    if done is not None:
+        return done
+    index = whole(step.get("step"))
+    return 0 if index is None else index + 1
+
+
+def _flat(epoch: Values) -> Values:
+    """An epoch's record with the names of a result."""
+    values = {"train_loss": epoch.get("train_loss")}
+    for split in ("test", "val"):
+        if isinstance(epoch.get(split), dict):
+            values |= {f"{split}_{name}": value for name, value in epoch[split].items()}
+    return values
+
+
+def _loss(step: Values) -> tuple[str, float] | None:
+    loss = number(step.get("loss"))
+    return None if loss is None else ("loss", loss)
+
+
+def _speed(folder: Path, epoch: Values) -> float | None:
+    """Samples a second: of the last epoch, or over the last steps where none has ended."""
+    if (speed := number(epoch.get("samples_per_second"))) is not None:
+        return speed
+    steps = [record for record in tails.newest(folder / RECORDS) if record["kind"] == "step"]
+    times = [number(step.get("seconds")) for step in steps]
+    if len(steps) < 2 or times[0] is None or times[-1] is None or times[0] <= times[-1]:
+        return None
+    return sum(whole(step.get("samples")) or 0 for step in steps[:-1]) / (times[0] - times[-1])
+
+
+def _time_of(folder: Path, names: tuple[str, ...]) -> float | None:
+    """When the first of these files that is there was written, in seconds since 1970; else the folder itself."""
+    for path in (*(folder / name for name in names), folder):
+        with suppress(OSError):
+            return path.stat().st_mtime
+    return None
