@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train test check format lint types layers tests wheel clean
+.PHONY: train test check format lint types layers tests chaos browser wheel clean
 
 train: $(VENV)/.installed
 	$(BIN)/squall train digits --processes 2
@@ -28,8 +28,25 @@ types: $(VENV)/.installed-dev
 layers: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 
-tests: $(VENV)/.installed-dev
+tests: $(VENV)/.installed-dev browser
 	$(BIN)/python -m pytest -q
+
+# A hundred kills at random moments, half an hour on two cores; with DATA=DIR also on a slice of CIFAR-10 in it.
+chaos: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.chaos --kills 100 $(if $(DATA),--data $(DATA))
+
+# The report is looked at in a real browser: Debian's, installed here if there is none and we may.
+browser:
+	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \
+	  if command -v $$name && command -v chromedriver; then exit 0; fi; done >/dev/null; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing chromium, in which the tests look at the report"; \
+	  apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver >/dev/null; \
+	else \
+	  echo "the tests look at the report in a browser, and there is none: install chromium and chromedriver" \
+	    "(Debian: sudo apt-get install chromium chromium-driver)" >&2; exit 1; \
+	fi
 
 wheel: $(VENV)/.installed-dev
 	$(BIN)/python -m build --wheel

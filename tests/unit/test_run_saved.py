@@ -328,3 +328,11 @@ def test_extra_state_of_modules_and_of_optimisers_travels(tmp_path: Path) -> Non
     with pytest.raises(SystemExit):
         session(4)
     assert session(99) == 24 * 4
+
+
+def test_a_profile_is_a_trace_of_some_steps(tmp_path: Path) -> None:
+    train(tmp_path, profile=True)
+    trace = json.loads((tmp_path / "profile" / "rank-0.json").read_text())
+    names = [event.get("name", "") for event in trace["traceEvents"]]
+    assert sum(name.startswith("ProfilerStep") for name in names) >= 5
+    assert any(name == "aten::linear" for name in names)

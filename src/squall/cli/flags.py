@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from squall.cli.processes import Span
 from squall.data.sources import data_root
 
 
@@ -42,6 +43,25 @@ ProcessesFlag = Annotated[
         show_default=False,
     ),
 ]
+ElasticFlag = Annotated[
+    Span | None,
+    typer.Option(
+        "--processes",
+        "-P",
+        metavar="P|MIN:MAX",
+        parser=Span.parse,
+        help="Processes on this machine; by default its cores, or its GPUs. 2:4: as many of 2 to 4 as there are.",
+        show_default=False,
+    ),
+]
+TimeoutFlag = Annotated[
+    float,
+    typer.Option("--timeout", metavar="SECONDS", min=1, help="How long a process may keep the others waiting."),
+]
+RestartsFlag = Annotated[
+    int,
+    typer.Option("--restarts", metavar="N", min=0, help="How often to go on by itself after a process was killed."),
+]
 DataFlag = Annotated[
     Path | None,
     typer.Option(
@@ -50,6 +70,15 @@ DataFlag = Annotated[
 ]
 DeviceFlag = Annotated[
     Device | None, typer.Option("--device", help="By default a GPU where there is one.", show_default=False)
+]
+TrackerFlag = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tracker", metavar="NAME", help="Who gets the records too: mlflow, wandb; repeatable.", show_default=False
+    ),
+]
+ProfileFlag = Annotated[
+    bool, typer.Option("--profile", help="Write a trace of a few steps by torch's profiler: RUN/profile/rank-N.json.")
 ]
 QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="Print the last block only.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -38,6 +38,7 @@ class Wish:
     timeout: float = 300.0
     restarts: int = restarts.DEFAULT
     other_arithmetic: bool = False
+    profile: bool = False
     span: processes.Span | None = None
 
     def started(self) -> dict[str, Any]:
@@ -65,6 +66,7 @@ def train(
     quiet: flags.QuietFlag = False,
     json_: flags.RecordsFlag = False,
     tracker: flags.TrackerFlag = None,
+    profile: flags.ProfileFlag = False,
     timeout: flags.TimeoutFlag = 300.0,
     restarts_: flags.RestartsFlag = restarts.DEFAULT,
     dry_run: Annotated[
@@ -99,6 +101,7 @@ def train(
         tuple(tracker or ()),
         timeout=timeout,
         restarts=restarts_,
+        profile=profile,
         span=processes_,
     )
     trackers.check(wish.trackers)
@@ -174,7 +177,7 @@ def _given(wish: Wish) -> list[str]:
 
 def _tracked(wish: Wish) -> list[str]:
     """Flags of a beginning; who goes on with a run finds them in its folder."""
-    return [f"--tracker={name}" for name in wish.trackers]
+    return [*(f"--tracker={name}" for name in wish.trackers), *["--profile"] * wish.profile]
 
 
 def _submit(wish: Wish, overrides: list[str], job: batch.Options, out: Path | None, passes: int) -> int:
@@ -211,6 +214,7 @@ def work(wish: Wish, folder: Path) -> int:
                 data_root=wish.data_folder,
                 trackers=wish.trackers,
                 other_arithmetic=wish.other_arithmetic,
+                profile=wish.profile,
                 started=wish.started(),
             )
         except UserCodeError as error:

@@ -7,20 +7,13 @@ import resource
 import sys
 import weakref
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors import SafetensorError
-
 from squall.data.order import Order
-from squall.errors import DivergedError, RunError
-from squall.model import weights
+from squall.errors import DivergedError
 from squall.records import Ended, Started
 from squall.run import arithmetic
 from squall.run.fingerprint import digest
-from squall.run.folder import EMA_WEIGHTS, WEIGHTS
-from squall.run.leaving import how_to_go_on
 from squall.run.result import Outcome, Result, cause
 
 if TYPE_CHECKING:
@@ -48,31 +41,6 @@ def started(run: Run, order: Order, model: nn.Module, start_step: int = 0) -> St
         num_parameters=sum(p.numel() for p in model.parameters()),
         start_step=start_step,
     )
-
-
-def write_weights(run: Run, path: Path, sha256: str) -> None:
-    """Writes the final weights, and the averaged ones; and what a full disk has kept waiting of the records.
-
-    Raises:
-        RunError: the disk does not take them; the run can be resumed.
-    """
-    try:
-        run.book.flush()
-        weights.save(path / WEIGHTS, _tensors(run.model), {"squall": "weights", "sha256": sha256})
-        if run.ema is not None:
-            with run.ema.swapped():
-                weights.save(path / EMA_WEIGHTS, _tensors(run.model), {"squall": "ema"})
-    except (OSError, SafetensorError) as error:
-        raise RunError(
-            f"the weights cannot be written to {path}",
-            [("found", getattr(error, "strerror", None) or str(error)), ("to do", "make room, then:")],
-            how_to_go_on(path),
-        ) from error
-
-
-def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dictionary without what modules add to it that is no tensor (`get_extra_state`)."""
-    return {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
 
 
 def result(run: Run, outcome: Outcome, advice: str, values: Mapping[str, Any]) -> Result:

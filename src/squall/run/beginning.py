@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from squall.records import Noted
 from squall.run import account, folder, resuming, state, tensorboard, trackers
 from squall.run.guards import check_scheduler
+from squall.run.profile import Profile
 from squall.run.sums import SavedSums
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from squall.run.steps import Step
 
 
-@dataclass(frozen=True)
+@dataclass
 class Start:
     """The place where a session begins.
 
@@ -31,6 +32,7 @@ class Start:
     """
 
     found: resuming.Found | None = None
+    _profile: Profile | None = None
 
     @property
     def first_step(self) -> int:
@@ -74,7 +76,19 @@ class Start:
             for name, why in self.found.passed_over:
                 run.book.show(Noted(f"the checkpoint {name} is passed over: {why}"))
         run.saver.begin(stepper.order, self.first_step, body)
+        if run.wants_profile and run.path is not None:
+            self._profile = Profile(run.path, run.world.rank, run.world.device)
         run.book.begin_epoch()
+
+    def end_step(self) -> None:
+        """A step of the session is over."""
+        if self._profile is not None:
+            self._profile.step()
+
+    def close(self) -> None:
+        """The session's steps are over."""
+        if self._profile is not None:
+            self._profile.close()
 
     @property
     def _open(self) -> dict[str, Any] | None:

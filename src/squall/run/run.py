@@ -22,19 +22,16 @@ from squall.cluster.world import World, join
 from squall.data.order import Draw
 from squall.errors import DivergedError, RunError
 from squall.metrics import Loss, Metrics
-from squall.model import weights
 from squall.model.ghostnorm import refuse_synchronised
 from squall.optim.ema import Ema
-from squall.optim.groups import set_rate
 from squall.optim.lr import Rate
 from squall.records import Ended, Sink
 from squall.rng import Stream, mix
-from squall.run import account, arithmetic, beginning, evaluate, folder, precision
+from squall.run import account, arithmetic, beginning, ending, evaluate, folder, precision
 from squall.run import trackers as tracking
 from squall.run.book import Book
-from squall.run.collect import differing
 from squall.run.fingerprint import agree, fingerprint
-from squall.run.guards import check_gradients, check_left, check_open, check_updates
+from squall.run.guards import check_open, check_updates
 from squall.run.leaving import Left
 from squall.run.placing import check_optimizer, check_parameters, check_same_data, same_everywhere
 from squall.run.result import Outcome, Result
@@ -42,6 +39,7 @@ from squall.run.saver import Saver
 from squall.run.spec import RunSpec
 from squall.run.stepper import Stepper, finisher
 from squall.run.steps import Step
+from squall.run.updates import Updates
 
 Model = TypeVar("Model", bound=nn.Module)
 Optimizer = TypeVar("Optimizer", bound=torch.optim.Optimizer)
@@ -58,6 +56,7 @@ class Run:
         checkpoint: when the run is saved: "10min", or fields of `CheckpointSpec`; None: never.
         trackers: "mlflow", "wandb": who gets the records too.
         other_arithmetic: go on with a run that was begun with another arithmetic; the bits are then others.
+        profile: write a trace of a few steps by torch's profiler into the folder, one file a rank.
         fields: the numbers of `RunSpec`, by name: epochs, global_batch_size, worker_batch_size, seed, ...
 
     Raises:
@@ -88,6 +87,7 @@ class Run:
         checkpoint: CheckpointSpec | Mapping[str, Any] | str | None = "1ep",
         trackers: Sequence[str] = (),
         other_arithmetic: bool = False,
+        profile: bool = False,
         **fields: Any,
     ) -> None:
         self.spec = RunSpec.of(fields)
@@ -104,12 +104,12 @@ class Run:
         self.data_digest = ""
         self.stepper: Stepper | None = None
         self.trackers, self.other_arithmetic = tuple(trackers), other_arithmetic
+        self.wants_profile = profile
         self.started: Mapping[str, Any] | None = None
         self.config: Mapping[str, Any] | None = None
         self.saver = Saver(self, saving)
         self._folder: folder.Folder | None = None
-        self._rate: Rate | None = None
-        self._updates = self.steps_done = 0
+        self.steps_done = 0
         self.now: Step | None = None
         self.body_ended = False
         self._start = beginning.Start()
@@ -160,9 +160,9 @@ class Run:
         agree(world, self.fingerprint, spec.reduction == "exact")
         if spec.ema is not None:
             self.ema = Ema([*model.named_parameters(), *model.named_buffers()], spec.ema)
-        self._undo.append(optimizer.register_step_pre_hook(self._before_update).remove)
-        self._undo.append(optimizer.register_step_post_hook(self._after_update).remove)
-        self.optimizer, self._rate, self.model = optimizer, lr, model
+        self._updates = Updates(self, optimizer, lr)
+        self._undo.append(self._updates.remove)
+        self.optimizer, self.model = optimizer, model
         self._start = beginning.find(self, self._folder.path if self._folder is not None else None)
         return model, optimizer
 
@@ -208,13 +208,13 @@ class Run:
             for index in range(self._start.opened_step, order.num_steps):
                 check_open(index, self._ended)
                 plan = order.step(index)
-                step = self.now = Step(stepper, plan, self._set_rate(order.progress(index)), self._diverged)
+                step = self.now = Step(stepper, plan, self._updates.set_rate(order.progress(index)), self._diverged)
                 self._start.replay(step)
                 self.body_ended = False
-                before = self._updates
+                before = self._updates.count
                 yield step
                 step.require_complete("the next step")
-                check_updates(index, self._updates - before)
+                check_updates(index, self._updates.count - before)
                 if plan.ends_epoch or not stepper.late:
                     self._settle(late)
                     self._settle(step)
@@ -226,9 +226,11 @@ class Run:
                     self.book.end_epoch(plan.epoch, index, step.lr)
                     self.book.begin_epoch()
                 self.body_ended = True
+                self._start.end_step()
                 self.saver.end_step(step, order.progress(index), order.progress(index + 1))
             self._outcome = "finished"
         finally:
+            self._start.close()
             stepper.close()
 
     # -- evaluation and records --------------------------------------------------------------------------------
@@ -313,18 +315,12 @@ class Run:
         assert self._iteration is not None
         if self.steps_done == stepper.order.num_steps:
             next(self._iteration, None)  # a loop that took the last step and asked for no further one
-        advice = self._left(stepper)
-        ledger = stepper.ledger.settle(self.world, self.steps_done)
-        sha256 = weights.sha256(self.model.named_parameters())
-        if strayed := differing(self.world, sha256):
-            raise RunError(
-                f"rank {strayed[0]} ends with other weights than rank 0",
-                [("rule", "every rank applies the same updates to the same weights")],
-            )
+        advice = "" if self._outcome == "finished" else ending.left_early(self, stepper)
+        found = ending.settled(self, stepper.ledger)
         if self._folder is not None:
-            account.write_weights(self, self._folder.path, sha256)
+            ending.write_weights(self, self._folder.path, found["weights_sha256"])
         self.saver.finish()
-        return self._end(self._outcome, advice, {"weights_sha256": sha256, "ledger": ledger.as_dict(), **values})
+        return self._end(self._outcome, advice, {**found, **values})
 
     def close(self, error: BaseException | None = None) -> None:
         """Gives everything back: the model's and optimiser's hooks, files, loader processes, process group, torch's
@@ -367,39 +363,12 @@ class Run:
     def _averaged(self) -> AbstractContextManager[None]:
         return self.ema.swapped() if self.ema is not None else nullcontext()
 
-    def _set_rate(self, progress: float) -> float | None:
-        groups = self.optimizer.param_groups
-        if self._rate is None:
-            return float(groups[0]["lr"]) if groups else None
-        rate = self._rate.at(progress, global_batch_size=self.spec.global_batch_size, epochs=self.spec.epochs)
-        set_rate(self.optimizer, rate)
-        return rate
-
     def _settle(self, step: Step | None) -> None:
         """Looks at a step's loss and notes it; on a GPU one step late, so that nobody waits for the device."""
         if step is not None and step.sums is not None:
             step.check_finite()
             self.book.note_step(step)
             self.saver.hear(step.sums.votes)
-
-    def _before_update(self, *_: Any) -> None:
-        if self.now is None or self.stepper is None:
-            return
-        self.now.require_complete("optimizer.step()")
-        if (
-            not self.stepper.scale.active and not self.now.is_replay
-        ):  # a step of fp16 that overflowed has no gradients, and means it
-            check_gradients(self.now.index, self.stepper.parameters)
-
-    def _after_update(self, *_: Any) -> None:
-        self._updates += 1
-        if self.now is None or self.now.is_replay:
-            return
-        if self.ema is not None:
-            self.ema.update()
-        self.book.note_update(self.now)
-        self.steps_done = self.now.index + 1
-        self.saver.updated(self.now)
 
     def _announce(self, stepper: Stepper, num_samples: int) -> None:
         """The first thing that is written: from here on there is a run."""
@@ -414,15 +383,6 @@ class Run:
         self._break_off(error, step)
         self.close()
         return error
-
-    def _left(self, stepper: Stepper) -> str:
-        """Advice where the loop was left before its end."""
-        assert stepper.order is not None
-        if self._outcome == "finished":
-            return ""
-        if self.now is not None and stepper.read_samples and stepper.where[0] == self.now.index:
-            check_left(self.now.index, self.now.complete, self.steps_done > self.now.index)
-        return f"run.steps was left after {self.steps_done} of {stepper.order.num_steps} steps; a loop over it does all"
 
     def _end(self, outcome: Outcome, advice: str, values: Mapping[str, Any]) -> Result:
         self.saver.close(outcome, advice)

@@ -139,13 +139,12 @@ class Saver:
         Arguments:
             before, after: epochs done before and after the step.
         """
-        if self.spec is None or not self.is_on:
-            return
+        if self.spec is None or self._order is None or not self.is_on:
+            return  # without checkpoints, or closed in the loop
         self._hear_writer()
         best = step.ends_epoch and self._is_best(step.index + 1)
         self._pending |= best or self.spec.is_due(step.index, before, after)
         leaving = self._votes.get("stop") or self._votes.get("resize")
-        assert self._order is not None
         now = best or step.index + 1 == self._order.num_steps  # this state and no later one: waits if it must
         if leaving or (self._pending and (now or not self._votes.get("busy"))):
             self.save()

@@ -44,6 +44,7 @@ def train(
     data_root: Path | None = None,
     trackers: Sequence[str] = (),
     other_arithmetic: bool = False,
+    profile: bool = False,
     started: Mapping[str, Any] | None = None,
 ) -> Result:
     """Trains a task by a recipe, on the processes of this job (alone, under torchrun or SLURM).
@@ -58,6 +59,7 @@ def train(
         data_root: folder of the data sets that the recipe names; by default ./data.
         trackers: "mlflow", "wandb": who gets the records too.
         other_arithmetic: go on with a run that another arithmetic began; its bits are then others.
+        profile: write a trace of a few steps by torch's profiler into the folder, one file a rank.
         started: how the command line was called, for `squall resume`.
 
     Returns:
@@ -84,6 +86,7 @@ def train(
             checkpoint=recipe.checkpoint.rule(),
             trackers=trackers,
             other_arithmetic=other_arithmetic,
+            profile=profile,
             **run_spec(recipe),
         )
         run.started, run.config = started, flat(recipe.model_dump(mode="json"))
