@@ -95,7 +95,7 @@ def test_an_error_of_one_rank_is_said_by_it_and_explains_the_others(tmp_path: Pa
     (line,) = own_lines(second)
     assert "your code raised KeyError at train[4" in line
     assert "rank 1 of 2" in line
-    assert (tmp_path / "run" / "rank-1.log").is_file()
+    assert (tmp_path / "run" / "logs" / "rank-1.log").is_file()
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["outcome"] == "failed"
     assert "rank 1 was lost" in result["error"]

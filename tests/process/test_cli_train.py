@@ -204,8 +204,8 @@ def test_an_error_in_the_users_code_is_shown_once_with_its_place_and_kept_whole(
     assert re.match(r"  1 other rank stopped in [\d.]+ s", lines[4])
     rank = re.search(r"rank (\d)", lines[0])
     assert rank is not None
-    assert lines[5] == f"whole traceback: run/rank-{rank[1]}.log"
-    assert "Traceback (most recent call last)" in (tmp_path / "run" / f"rank-{rank[1]}.log").read_text()
+    assert lines[5] == f"whole traceback: run/logs/rank-{rank[1]}.log"
+    assert "Traceback (most recent call last)" in (tmp_path / "run" / "logs" / f"rank-{rank[1]}.log").read_text()
     found = result(tmp_path / "run")
     assert found["outcome"] == "failed"
     assert lines[0].startswith(f"squall: {found['error']} ")  # that of the rank that failed, whoever wrote it
@@ -232,20 +232,22 @@ recipe = squall.Recipe(epochs=2, global_batch_size=16, worker_batch_size=4, lr=0
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_rank_leaves_a_run_that_failed(rank: int, tmp_path: Path) -> None:
     (tmp_path / "geese.py").write_text(KILLED.format("index in (40, 41, 43, 44, 45)", rank))
-    done = squall(tmp_path, "train", "geese.py", "--processes", "2", "--out", "run")
+    done = squall(tmp_path, "train", "geese.py", "--processes", "2", "--out", "run", "--restarts", "0")
     assert done.returncode == 1
     assert f"rank {rank} of 2 was killed by SIGKILL" in done.stderr
     found = result(tmp_path / "run")
     assert (found["outcome"], found["error"]) == ("failed", f"rank {rank} of 2 was killed by SIGKILL")
     assert records.read(tmp_path / "run" / "records.jsonl")[-1]["outcome"] == "failed"
     left = {path.name for path in (tmp_path / "run").iterdir()}
-    assert left - {"tb"} == {"recipe.toml", "records.jsonl", "result.json"}
+    files = {"recipe.toml", "run.json", "records.jsonl", "sessions.jsonl", "result.json"}
+    assert left - {"tb", "checkpoints", "logs"} == files
 
 
 def test_a_rank_that_is_killed_before_the_first_step_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "geese.py").write_text(KILLED.format("True", 0))
-    assert squall(tmp_path, "train", "geese.py", "--processes", "2", "--out", "run").returncode == 1
-    assert squall(tmp_path, "train", "geese.py", "--processes", "2").returncode == 1
+    once = ["train", "geese.py", "--processes", "2", "--restarts", "0"]
+    assert squall(tmp_path, *once, "--out", "run").returncode == 1
+    assert squall(tmp_path, *once).returncode == 1
     assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == {"geese.py"}
 
 
@@ -277,10 +279,12 @@ def test_ctrl_c_ends_in_one_line_and_status_130(processes: int, tmp_path: Path) 
     assert process.stdout is not None
     assert '"kind": "started"' in process.stdout.readline()
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
-    _, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert len(err.splitlines()) == 1
-    assert err.startswith("squall: stopped by ")
+    assert err == ""
+    ended = next(record for record in map(json.loads, out.splitlines()) if record["kind"] == "ended")
+    assert ended["result"]["error"].startswith("stopped by Ctrl-C after step ")
+    assert ended["advice"].startswith("squall resume runs/digits-")
     (folder,) = (tmp_path / "runs").iterdir()
     assert result(folder)["outcome"] == "stopped"
     assert records.read(folder / "records.jsonl")[-1]["outcome"] == "stopped"

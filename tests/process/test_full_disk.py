@@ -11,7 +11,7 @@ from tests.chaos import compare, environment
 
 _MOUNT = "mount -t tmpfs -o size={size} tmpfs {folder}"
 
-LOOP = '''\
+LOOP = """\
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -39,7 +39,7 @@ for step in run.steps(data):
     if len(sys.argv) > 2 and step.index == 8:
         filler.unlink()
 run.finish()
-'''
+"""
 
 
 def in_namespace(script: str, folder: Path, size: str) -> subprocess.CompletedProcess[str]:
@@ -92,7 +92,7 @@ def test_a_read_only_folder_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "loop.py").write_text(LOOP)
     script = (
         f"mkdir {disk}/run\ntouch {disk}/run/records.jsonl\n"
-        f"echo '{{\"target\": \"digits\"}}' > {disk}/run/run.json\n"
+        f'echo \'{{"target": "digits"}}\' > {disk}/run/run.json\n'
         f"{sys.executable} -m squall recipes digits > {disk}/run/recipe.toml\n"
         f"mount -o remount,ro {disk}\nset +e\n"
         f"{sys.executable} {tmp_path}/loop.py {disk}/new\n"

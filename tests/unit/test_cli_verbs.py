@@ -250,11 +250,11 @@ def test_the_whole_traceback_goes_into_the_runs_folder_and_the_message_says_wher
     error = UserCodeError("your code raised KeyError", [("KeyError", "'x'")])
     error.traceback = "Traceback ...\nKeyError: 'x'"
     logged = folders.log_traceback(error, tmp_path, 3)
-    assert logged.hint == f"whole traceback: {tmp_path}/rank-3.log"
-    assert (tmp_path / "rank-3.log").read_text() == error.traceback
+    assert logged.hint == f"whole traceback: {tmp_path}/logs/rank-3.log"
+    assert (tmp_path / "logs" / "rank-3.log").read_text() == error.traceback
     taken_away = folders.log_traceback(error, tmp_path / "run", 3)  # a run that never began leaves no folder
-    assert taken_away.hint == f"whole traceback: {tmp_path}/run/rank-3.log"
-    assert folders.log_traceback(error, tmp_path / "rank-3.log" / "none", 3) is error
+    assert taken_away.hint == f"whole traceback: {tmp_path}/run/logs/rank-3.log"
+    assert folders.log_traceback(error, tmp_path / "logs" / "rank-3.log" / "none", 3) is error
 
 
 # -- recipes -------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import TextIO
 
 from squall.errors import InputError, UserCodeError
 from squall.records import Ended, read
-from squall.run.folder import RECORDS, RESULT, Folder, clear, make, note_end, write_json
+from squall.run.folder import LOGS, RECORDS, RESULT, Folder, clear, make, note_end, write_json
 
 RUNS = Path("runs")
 _SIGNALLED = 128  # a job's exit status is this and the number of the signal that stopped its launcher
@@ -114,10 +114,11 @@ def log_traceback(error: UserCodeError, folder: Path, rank: int) -> UserCodeErro
     """Writes the whole traceback of the user's code into the run's folder, and says so in the error's last line."""
     if not error.traceback:
         return error
-    path = folder / f"rank-{rank}.log"
+    path = folder / LOGS / f"rank-{rank}.log"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(error.traceback, encoding="utf-8")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:  # the launcher writes there what the rank printed
+            file.write(error.traceback)
     except OSError:
         return error
     logged = UserCodeError(error.headline, error.rows, f"whole traceback: {path}")

@@ -90,8 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(arguments)
     except RanksFailed as failed:
         return failed.status
-    except KeyboardInterrupt as stopped:
-        if (place is None or place.rank == 0) and not hasattr(stopped, "advice"):  # a run that is saved says so itself
+    except KeyboardInterrupt:
+        if place is None or place.rank == 0:
             print("squall: stopped by Ctrl-C", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone: squall recipes | head -1

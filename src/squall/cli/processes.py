@@ -2,7 +2,7 @@
 
 RANK, SLURM's variables  ->  join that job: nothing is launched
 one process              ->  in place, with the recipe's threads set before torch starts
-P processes              ->  the same command again, P times, by `squall.engine.spmd`
+P processes              ->  the same command again, P times, by `squall.engine.spmd`; `restarts` for what may go on
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+
+import typer
 
 from squall.cluster.place import Place, find
 from squall.errors import InputError
@@ -19,7 +22,52 @@ from squall.recipe import Recipe
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-def job(flag: int | None) -> Place | None:
+@dataclass(frozen=True)
+class Span:
+    """The numbers of processes that are allowed: one, or a range.
+
+    Example:
+        >>> Span.parse("2:4")
+        Span(least=2, most=4)
+    """
+
+    least: int
+    most: int
+
+    @staticmethod
+    def parse(text: str) -> Span:
+        """Reads ``"3"`` or ``"2:4"``.
+
+        Raises:
+            typer.BadParameter: it is neither.
+        """
+        least, colon, most = text.partition(":")
+        try:
+            found = Span(int(least), int(most if colon else least))
+        except ValueError:
+            raise typer.BadParameter(f"{text!r} is neither a number nor a range like 2:4") from None
+        if not 1 <= found.least <= found.most:
+            raise typer.BadParameter(f"{text!r}: numbers from 1, the smaller one first")
+        return found
+
+    @staticmethod
+    def of(flag: int | Span) -> Span:
+        """A single number as a span too."""
+        return Span(flag, flag) if isinstance(flag, int) else flag
+
+    @property
+    def is_range(self) -> bool:
+        """Whether there is anything to choose."""
+        return self.least < self.most
+
+    def __contains__(self, number: int) -> bool:
+        return self.least <= number <= self.most
+
+    def __str__(self) -> str:
+        return f"{self.least}:{self.most}" if self.is_range else str(self.least)
+
+
+def job(flag: int | Span | None) -> Place | None:
     """This process's place in a job that something else started, or None.
 
     Raises:
@@ -28,7 +76,7 @@ def job(flag: int | None) -> Place | None:
     place = find(os.environ)
     if place.master is None:
         return None
-    if flag is not None and flag != place.size:
+    if flag is not None and place.size not in Span.of(flag):
         raise InputError(
             f"--processes {flag}, but this process is one of a job of {place.size}",
             [("rule", "under torchrun or srun the job is joined as it is"), ("to do", "leave --processes away")],
@@ -36,18 +84,21 @@ def job(flag: int | None) -> Place | None:
     return place
 
 
-def number(flag: int | None, recipe: Recipe, num_passes: int, device: str | None) -> int:
-    """The processes to use: the flag's, else this machine's cores or GPUs, at most one a pass.
+def number(flag: int | Span | None, recipe: Recipe, num_passes: int, device: str | None) -> int:
+    """The processes to start with: the flag's, else this machine's cores or GPUs, at most one a pass; within a range
+    as near to those as it allows.
 
     Raises:
         InputError: more processes were asked for than a step has passes.
     """
-    if flag is None:
-        from squall.engine.machine import cores, default_processes
+    span = Span.of(flag) if flag is not None else Span(1, num_passes)
+    check_passes(span.least, recipe, num_passes)
+    if flag is not None and not span.is_range:
+        return span.least
+    from squall.engine.machine import cores, default_processes
 
-        return min(cores() if device == "cpu" else default_processes(), num_passes)
-    check_passes(flag, recipe, num_passes)
-    return flag
+    there = cores() if device == "cpu" else default_processes()
+    return min(max(there, span.least), span.most, num_passes)
 
 
 def check_passes(processes: int, recipe: Recipe, num_passes: int) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -195,6 +196,7 @@ def work(wish: Wish, folder: Path) -> int:
     from squall.cli.terminal import Terminal
     from squall.cluster.world import join
     from squall.run.collect import say
+    from squall.run.leaving import Interrupted
     from squall.training import compose
     from squall.training import train as train_
 
@@ -219,6 +221,8 @@ def work(wish: Wish, folder: Path) -> int:
             )
         except UserCodeError as error:
             raise log_traceback(error, folder, world.rank) from error.__cause__
+        except Interrupted:  # the run is saved and has said so: nobody needs to add that it was Ctrl-C
+            raise SystemExit(128 + signal.SIGINT) from None
         finally:
             if isinstance(sink, Terminal):
                 sink.close()

@@ -1,1 +1,1 @@
-"""Where a job's processes live: `spmd` starts lock-step ranks, `doctor` examines the machine they run on."""
+"""Where a job's processes live: `spmd` starts and watches lock-step ranks, `doctor` examines the machine."""

@@ -1,78 +1,49 @@
-"""A rendezvous for torch's elastic agent that opens no door to other machines.
+"""The store through which the ranks of a launch find each other: held by the launcher, on loopback only.
 
-The agent's own ones listen on all interfaces, also when everything runs on one machine. This one serves its store on a
-socket bound to loopback beforehand, and the ranks use the same store. One agent, one machine, no second rendezvous.
+torch's own would listen on all interfaces, where anyone in reach could join. The port is taken before the ranks start;
+the store itself serves later, as it needs torch, which the ranks load in the meantime: the kernel keeps those waiting
+that come too early.
 """
 
 from __future__ import annotations
 
+import os
+import socket
 from datetime import timedelta
-
-from torch._C._distributed_c10d import PrefixStore, TCPStore
-from torch.distributed.elastic.rendezvous import (
-    RendezvousHandler,
-    RendezvousInfo,
-    RendezvousParameters,
-    RendezvousStoreInfo,
-    rendezvous_handler_registry,
-)
+from typing import Any
 
 from squall.cluster.place import LOOPBACK
-from squall.cluster.world import listener, open_store
 
-BACKEND = "squall-loopback"
-"""Name under which torch's launcher finds this rendezvous."""
+_TIMEOUT = timedelta(seconds=900)
+_LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"
 
 
-class Loopback(RendezvousHandler):
-    """One agent meets itself. Its store, and so everything that the ranks find through it, is on loopback."""
+class Meeting:
+    """A context in which ranks can meet.
 
-    def __init__(self, run_id: str, timeout: timedelta) -> None:
-        self._run_id, self._timeout = run_id, timeout
-        self._store: TCPStore | None = None
+    Attributes:
+        port: on loopback.
+    """
 
-    def get_backend(self) -> str:
-        """Its name."""
-        return BACKEND
+    def __init__(self) -> None:
+        self._socket = socket.create_server((LOOPBACK, 0), backlog=socket.SOMAXCONN)
+        self.port: int = self._socket.getsockname()[1]
+        self._store: Any = None
 
-    @property
-    def use_agent_store(self) -> bool:
-        """Ranks connect to the agent's store and open none."""
-        return True
+    def serve(self) -> None:
+        """From now on those who come are answered."""
+        level = os.environ.get(_LOG_LEVEL)
+        os.environ.setdefault(_LOG_LEVEL, "FATAL")  # read as torch is loaded: ranks that die are our message
+        try:
+            from squall.cluster.world import open_store
+        finally:
+            if level is None:
+                del os.environ[_LOG_LEVEL]
+        self._store = open_store(self._socket, _TIMEOUT)
 
-    def next_rendezvous(self) -> RendezvousInfo:
-        """Opens the store; the only agent has rank 0 of 1."""
-        if self._store is None:
-            self._store = open_store(listener(), self._timeout)
-        return RendezvousInfo(
-            PrefixStore(self._run_id, self._store), 0, 1, RendezvousStoreInfo(LOOPBACK, self._store.port)
-        )
+    def __enter__(self) -> Meeting:
+        return self
 
-    def is_closed(self) -> bool:
-        """Never: a job of one agent ends with its process."""
-        return False
-
-    def set_closed(self) -> None:
-        """Nothing to tell anybody."""
-
-    def num_nodes_waiting(self) -> int:
-        """None: nobody can join."""
-        return 0
-
-    def get_run_id(self) -> str:
-        """The job's name in torch's logs."""
-        return self._run_id
-
-    def shutdown(self) -> bool:
-        """Closes the store."""
+    def __exit__(self, *_: object) -> None:
         self._store = None
-        return True
-
-
-def register() -> None:
-    """Makes the rendezvous known to torch's launcher; a second call changes nothing."""
-    rendezvous_handler_registry.register(BACKEND, _create)
-
-
-def _create(parameters: RendezvousParameters) -> RendezvousHandler:
-    return Loopback(parameters.run_id, timedelta(seconds=float(parameters.get("timeout", 900))))
+        self._socket.close()

@@ -57,6 +57,47 @@ def memory(cgroup: Path = _CGROUP, meminfo: Path = Path("/proc/meminfo")) -> int
     return total
 
 
+def memory_kills(cgroup: Path = _CGROUP, proc: Path = Path("/proc")) -> tuple[int | None, int | None]:
+    """How many processes the kernel has killed so far for want of memory: in this job's control group, on the machine.
+
+    None where it does not say. Version 2 counts in memory.events, version 1 in memory.oom_control.
+    """
+    own = None
+    for line in _lines(proc / "self/cgroup"):
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number == "0" and own is None:
+            own = _kills(cgroup / path.strip("/") / "memory.events", cgroup / "memory.events")
+        elif "memory" in controllers.split(","):
+            folder = cgroup / "memory"
+            own = _kills(folder / path.strip("/") / "memory.oom_control", folder / "memory.oom_control")
+    return own, _kills(proc / "vmstat")
+
+
+def killed_for_memory(before: tuple[int | None, int | None], after: tuple[int | None, int | None]) -> str:
+    """What `memory_kills` before and after a process was killed say of the reason; nothing where they prove nothing."""
+    for place, was, now in zip(("its control group", "this machine"), before, after, strict=True):
+        if was is not None and now is not None:
+            return f"the kernel killed it: {place} is out of memory" if now > was else ""
+    return ""
+
+
+def _kills(*paths: Path) -> int | None:
+    for path in paths:
+        for line in _lines(path):
+            name, _, number = line.partition(" ")
+            if name == "oom_kill" and number.strip().isdigit():
+                return int(number)
+    return None
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
+
+
 def _words(path: Path) -> list[str]:
     try:
         return path.read_text().split()

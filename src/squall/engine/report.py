@@ -1,9 +1,8 @@
-"""Which of several ranks' errors the person should see: one, the first that is not the echo of another.
+"""What a rank says of its end: it appends its error to a file in its launcher's memory, read when all have ended.
 
-When a rank fails, the others lose a connection within milliseconds and fail as well. Each rank appends its error to a
-file in the launcher's memory; the launcher reads it when all have stopped, and shows the error that explains the rest::
-
-    own error, earliest first  >  killed by a signal, or ended without a word  >  lost a peer, earliest first
+When a rank fails, the others lose a connection within milliseconds and fail as well; one that hangs makes them wait
+until their deadline. So a report says besides the error whether another rank's end was the reason, and if it was, whom
+this one waited for, for what, and whether it lost the connection or its patience. `verdict` draws the conclusion.
 """
 
 from __future__ import annotations
@@ -11,31 +10,38 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from squall.errors import InputError, Row, SquallError, UserCodeError
+from squall.errors import InputError, SquallError, UserCodeError
 
 REPORTS = "SQUALL_REPORTS"
-"""Environment variable of a rank: the file that takes its error."""
+"""Environment variable of a rank: the file that takes its error. Its value is that of one launch only."""
 
 _LOST = ("PeerLostError", "PeerMissingError")
-_LOST_WORDS = (
-    "Connection closed by peer",
-    "Connection reset by peer",
-    "Broken pipe",
-    "failed to recv, got 0 bytes",
+_LATE_WORDS = (
     "Timed out waiting",
     "Wait timeout",
     "wait timeout after",
     "Application timeout caused pair closure",
+    "Watchdog caught collective operation timeout",
+    "found not all others within",
+)
+_LOST_WORDS = (
+    *_LATE_WORDS,
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "failed to recv, got 0 bytes",
     "NCCL communicator was aborted",
     "remote process exited",
 )
+_WAITED = re.compile(r"[Tt]imed out waiting (\d+)ms|[Tt]imeout\(ms\)=(\d+)|waited ([\d.]+) s for|within ([\d.]+) s")
 
 
 @dataclass(frozen=True)
@@ -46,10 +52,13 @@ class Report:
         rank: whose it is.
         status: the exit status it asks for.
         headline: the error in one line.
-        message: rendered text, without its last line of advice.
+        message: rendered text, without its last line of advice; nothing where it was interrupted by Ctrl-C.
         hint: that line, or nothing.
-        lost_peer: another rank's end was the reason.
+        lost_peer: another rank's end, or its silence, was the reason.
         seconds: when, on this machine's monotonic clock.
+        late: it was its silence: a deadline passed.
+        peer: the rank that was waited for, where that is known.
+        waited: what for: ``20 s for it to exchange partial sums``.
     """
 
     rank: int
@@ -59,6 +68,9 @@ class Report:
     hint: str
     lost_peer: bool
     seconds: float
+    late: bool = False
+    peer: int | None = None
+    waited: str = ""
 
 
 class Reports:
@@ -92,16 +104,20 @@ def report_error(path: str, error: BaseException, rank: int) -> None:
 
     Arguments:
         path: of the launcher's `Reports`.
-        error: a `SquallError` is shown as it renders, any other with its traceback.
+        error: a `SquallError` is shown as it renders, any other but Ctrl-C with its traceback.
         rank: of this process.
     """
     if isinstance(error, SquallError):
         headline, message, hint, status = error.headline, error.render(), error.hint, error.exit_status
         message = message.removesuffix(f"\n{hint}") if hint else message
+    elif isinstance(error, KeyboardInterrupt):
+        headline, message, hint, status = f"rank {rank} was interrupted", "", "", 128 + signal.SIGINT
     else:
         headline, hint, status = f"{type(error).__name__}: {error}", "", 1
         message = f"squall: rank {rank} failed\n{''.join(traceback.format_exception(error)).rstrip()}"
-    report = Report(rank, status, headline, message, hint, lost_peer(error), time.monotonic())
+    lost = lost_peer(error)
+    waits = _waits(error) if lost else {}
+    report = Report(rank, status, headline, message, hint, lost, time.monotonic(), **waits)  # type: ignore[arg-type]
     line = f"{json.dumps(asdict(report))}\n".encode()
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
     try:
@@ -114,58 +130,35 @@ def lost_peer(error: BaseException) -> bool:
     """Whether an error, or one that it was raised from, is a connection lost to another rank."""
     if isinstance(error, UserCodeError | InputError):  # what their own connections do is theirs
         return False
+    return any(
+        any(kind.__name__ in _LOST for kind in type(each).__mro__)
+        or (isinstance(each, RuntimeError) and any(words in str(each) for words in _LOST_WORDS))
+        for each in _chain(error)
+    )
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and those that it was raised from."""
     seen: BaseException | None = error
     while seen is not None:
-        if any(kind.__name__ in _LOST for kind in type(seen).__mro__):
-            return True
-        if isinstance(seen, RuntimeError) and any(words in str(seen) for words in _LOST_WORDS):
-            return True
+        yield seen
         seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
-    return False
 
 
-def verdict(reports: list[Report], exits: Mapping[int, int], processes: int, now: float) -> tuple[int, str]:
-    """Chooses the error that explains the end of a job.
-
-    Arguments:
-        reports: what ranks said.
-        exits: exit status of each rank that failed; minus the signal's number for one that was killed.
-        processes: ranks of the job.
-        now: when all had stopped, on the clock of the reports.
-
-    Returns:
-        The job's exit status, and the text to print once.
-    """
-    in_time = sorted(reports, key=lambda report: report.seconds)
-    own = [report for report in in_time if not report.lost_peer]
-    echoes = [report for report in in_time if report.lost_peer]
-    silent = sorted(set(exits) - {report.rank for report in reports})
-    killed = [rank for rank in silent if exits[rank] < 0 and exits[rank] != -signal.SIGTERM]
-    mute = [rank for rank in silent if exits[rank] > 0]
-    stopped = [rank for rank in silent if exits[rank] == -signal.SIGTERM]  # as the agent stops the rest
-    if not own and (killed or mute or not echoes):
-        rank = (killed + mute + stopped)[0]
-        return _silent(rank, exits[rank], processes, echoes)
-    first = (own + echoes)[0]
-    lines = [first.message]
-    others = processes - sum(report.message == first.message for report in reports)
-    if others and first.status != InputError.exit_status:
-        lines.append(
-            f"  {others} other rank{'' if others == 1 else 's'} stopped in {max(now - first.seconds, 0):.1f} s"
-        )
-    return first.status, "\n".join([*lines, first.hint] if first.hint else lines)
-
-
-def _silent(rank: int, code: int, processes: int, echoes: list[Report]) -> tuple[int, str]:
-    rows: list[Row] = []
-    if code < 0:
-        how = f"was killed by {signal.Signals(-code).name}"
-        if code == -signal.SIGKILL:
-            rows.append(("often", "the machine ran out of memory: dmesg says so"))
-    else:
-        how = f"ended with exit status {code}"
-        rows.append(("found", "it left no message here; look at what it printed itself"))
-    rows += [(f"rank {echo.rank}", echo.headline) for echo in echoes[:1]]
-    error = SquallError(f"rank {rank} of {processes} {how}", rows)
-    error.exit_status = max(code, 1)
-    return error.exit_status, error.render()
+def _waits(error: BaseException) -> dict[str, object]:
+    """Whom and what a rank waited for that lost its peer; by `PeerLostError`, else from torch's words."""
+    errors = list(_chain(error))
+    text = "\n".join(str(each) for each in errors)
+    late = any(words in text for words in _LATE_WORDS) or any(
+        type(each).__name__ == "PeerMissingError" for each in errors
+    )
+    match = _WAITED.search(text)
+    named = next((each for each in errors if type(each).__name__ == "PeerLostError"), None)
+    waited = "for it"
+    if named is not None:
+        waited = f"{getattr(named, 'direction', 'for')} it {getattr(named, 'purpose', '')}".rstrip()
+    if match and late:
+        in_ms = match[1] or match[2]
+        seconds = float(in_ms) / 1000 if in_ms else float(match[3] or match[4])
+        waited = f"{seconds:g} s {waited}"
+    return {"late": late, "peer": getattr(named, "peer", None), "waited": waited}

@@ -1,49 +1,56 @@
 """Starts the ranks of a lock-step job on this machine, watches them, and ends them together.
 
-torch's own elastic agent does the starting and watching, without restarts, with a rendezvous of ours that listens on
-loopback only. What is added is what a person meets: one error instead of P, no rank left behind however the launcher
-ends, threads and network interfaces set before torch starts in a rank::
+Each rank is a plain child process with the environment that torchrun would give it. torch's elastic agent, which
+torchrun is made of, does not fit here: it signals whole process groups (a loader that dies of it costs the rank the
+checkpoint that the signal asks for), gives ranks half a minute after a failure whatever it is told, and knows nothing
+of what a rank wrote::
 
-    launch ── agent ──┬── rank 0   as_rank(main): tied to the launcher, errors into its report
-                      └── rank 1   ...
-    exit status  <── verdict over the reports and the exit codes
+    run_ranks ──┬── rank 0   as_rank(main): tied to the launcher; its error into a report
+                ├── rank 1   ...                                             ranks, told what to do by watch
+                ├── a store on loopback, where they meet                     loopback
+                ├── a thread that reads what they write                      ranklogs, outlets
+                └── at the end: whatever they have left behind               leftovers
+    exits, reports, last lines  ->  verdict  ->  Outcome
 
-This module imports torch only inside `launch`: a rank must be tied to its launcher before the second that torch takes.
+This module imports torch only when ranks are on their way: they must not wait for the second that it takes.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
+import faulthandler
 import os
 import signal
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 from squall.cluster.lifeline import LAUNCHER, tie_to_launcher
-from squall.engine.report import REPORTS, Reports, report_error, verdict
+from squall.cluster.place import LOOPBACK
+from squall.engine.leftovers import sweep
+from squall.engine.loopback import Meeting
+from squall.engine.outlets import LogFolder
+from squall.engine.ranklogs import RankLogs
+from squall.engine.ranks import WHERE, Ranks, signals
+from squall.engine.report import REPORTS, Reports, report_error
+from squall.engine.verdict import Outcome
+from squall.engine.watch import Grace
 from squall.errors import InputError
 
-_POLL_S = 0.03
-_GRACE_S = 10
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "TP_SOCKET_IFNAME")
-_RANK_OF_ANOTHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
+_LEFTOVERS_S = 2.0  # after a job that ended well; after a failure there is nothing to wait for
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a job of ranks ended: its exit status, and the text that says why if it is not 0."""
-
-    status: int
-    message: str = ""
-
-
-def launch(arguments: Sequence[str], processes: int, *, threads: int, env: Mapping[str, str] | None = None) -> int:
+def launch(
+    arguments: Sequence[str],
+    processes: int,
+    *,
+    threads: int,
+    env: Mapping[str, str] | None = None,
+    logs: LogFolder | None = None,
+    grace: Grace | None = None,
+) -> int:
     """Runs ``python *arguments`` in `processes` ranks of this machine, and prints the one error that ended them.
 
     Arguments:
@@ -51,15 +58,18 @@ def launch(arguments: Sequence[str], processes: int, *, threads: int, env: Mappi
         processes: number of ranks.
         threads: of each rank, for arithmetic.
         env: more environment variables for the ranks.
+        logs: where what ranks write is kept; by default nowhere.
+        grace: how long ranks have to end.
 
     Returns:
         The exit status: 0, the failed rank's, or 128 + the number of the signal that stopped the launcher.
 
     Raises:
         InputError: fewer than one process or thread.
+        RunError: a rank could not be started.
         RuntimeError: called from another thread than the main one: signals could not be forwarded.
     """
-    outcome = run_ranks(arguments, processes, threads=threads, env=env)
+    outcome = run_ranks(arguments, processes, threads=threads, env=env, logs=logs, grace=grace)
     if outcome.message:
         sys.stdout.flush()
         sys.stderr.write(f"{outcome.message}\n")
@@ -68,7 +78,13 @@ def launch(arguments: Sequence[str], processes: int, *, threads: int, env: Mappi
 
 
 def run_ranks(
-    arguments: Sequence[str], processes: int, *, threads: int, env: Mapping[str, str] | None = None
+    arguments: Sequence[str],
+    processes: int,
+    *,
+    threads: int,
+    env: Mapping[str, str] | None = None,
+    logs: LogFolder | None = None,
+    grace: Grace | None = None,
 ) -> Outcome:
     """`launch` without the printing."""
     for flag, number in (("--processes", processes), ("threads", threads)):
@@ -76,10 +92,19 @@ def run_ranks(
             raise InputError(f"{flag} {number}", [("rule", "a whole number from 1")])
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("ranks are launched from the main thread: only it gets the signals to forward")
-    with Reports() as reports:
-        added = _rank_environment(threads) | {REPORTS: reports.path, LAUNCHER: str(os.getpid())} | dict(env or {})
-        with _environment(added), _handlers():
-            return _run(list(arguments), processes, reports)
+    sys.stdout.flush()  # rank 0 writes to the same place
+    with Reports() as reports, Meeting() as meeting, signals() as wakeup:
+        given = _environment(threads, processes, meeting.port) | {REPORTS: reports.path} | dict(env or {})
+        ranks = Ranks([sys.executable, *arguments], processes, given, reports, grace or Grace(), wakeup)
+        with RankLogs(processes, logs) as output:
+            try:
+                ranks.start(output)
+                meeting.serve()
+                ranks.watch_over()
+            finally:
+                ended_well = ranks.end()
+                sweep(REPORTS, reports.path, _LEFTOVERS_S if ended_well else 0.0)
+        return ranks.outcome(output)
 
 
 def as_rank(main: Callable[[], int]) -> int:
@@ -93,94 +118,33 @@ def as_rank(main: Callable[[], int]) -> int:
     path = os.environ.get(REPORTS)
     if path is None:
         return main()
+    rank = int(os.environ["RANK"])
+    faulthandler.enable()  # what was being done stands in the last lines: of a crash in native code,
+    faulthandler.register(WHERE, all_threads=False)  # and of a rank that others waited for in vain
+    if rank:
+        with suppress(AttributeError, ValueError):  # somebody's own stream
+            sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     try:
         tie_to_launcher(os.environ)
         return main()
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    except Exception as error:
-        try:
-            report_error(path, error, int(os.environ["RANK"]))
-        except OSError:  # the launcher is gone: nobody reads reports any more
-            raise error from None
-        return int(getattr(error, "exit_status", 1))
+    except (Exception, KeyboardInterrupt) as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        if not (interrupted and hasattr(error, "headline")):  # a run that saved and left has said so
+            try:
+                report_error(path, error, rank)
+            except OSError:  # the launcher is gone: nobody reads reports any more
+                raise error from None
+        return 128 + signal.SIGINT if interrupted else int(getattr(error, "exit_status", 1))
 
 
-def _run(arguments: list[str], processes: int, reports: Reports) -> Outcome:
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    from squall.engine import loopback
-
-    loopback.register()
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id=f"squall-{os.getpid()}",
-        role="rank",
-        rdzv_backend=loopback.BACKEND,
-        max_restarts=0,
-        monitor_interval=_POLL_S,
-        logs_specs=DefaultLogsSpecs(log_dir=os.devnull),  # no folders; streams are inherited
-        local_addr="127.0.0.1",
-        shutdown_timeout=_GRACE_S,
-        signals_to_handle=",".join(_SIGNALS),
-    )
-    escaped = [argument.replace("$", "$$") for argument in arguments]  # the agent substitutes ${local_rank}
-    try:
-        with _quiet():
-            elastic_launch(config, sys.executable)(*escaped)
-    except SignalException as error:
-        stopped = signal.Signals(error.sigval)
-        return Outcome(128 + stopped, f"squall: stopped by {stopped.name}; all {processes} ranks have ended")
-    except ChildFailedError as error:
-        exits = {rank: failure.exitcode for rank, failure in error.failures.items()}
-        return Outcome(*verdict(reports.read(), exits, processes, time.monotonic()))
-    return Outcome(0)
-
-
-def _rank_environment(threads: int) -> dict[str, str]:
-    values = {name: str(threads) for name in _THREADS}
+def _environment(threads: int, processes: int, port: int) -> dict[str, str]:
+    """What all ranks are told, in torchrun's words."""
+    values = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(processes))
+    values |= {"GROUP_RANK": "0", "MASTER_ADDR": LOOPBACK, "MASTER_PORT": str(port)}
+    values |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+    values |= {"TORCHELASTIC_RUN_ID": f"squall-{os.getpid()}", LAUNCHER: str(os.getpid())}
+    values |= dict.fromkeys(_THREADS, str(threads))
     values |= dict.fromkeys(_INTERFACES, "lo")  # also for groups that the user's code makes
     # a lost peer is reported once, by us; torch's own backtraces are there for whoever asks
     values["TORCH_CPP_LOG_LEVEL"] = os.environ.get("TORCH_CPP_LOG_LEVEL", "FATAL")
     return values
-
-
-@contextlib.contextmanager
-def _environment(added: Mapping[str, str]) -> Iterator[None]:
-    """The agent hands its own environment down, so it is changed while the agent runs, and put back."""
-    before = dict(os.environ)
-    for name in _RANK_OF_ANOTHER:
-        os.environ.pop(name, None)
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-@contextlib.contextmanager
-def _handlers() -> Iterator[None]:
-    """The agent installs handlers that raise; afterwards this process's own ones are back."""
-    before = {number: signal.getsignal(number) for number in (getattr(signal, name) for name in _SIGNALS)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps the agent's log from the terminal while it runs: the one message is ours."""
-    log = logging.getLogger("torch.distributed")
-    handlers, propagate = log.handlers, log.propagate
-    log.handlers, log.propagate = [logging.NullHandler()], False
-    try:
-        yield
-    finally:
-        log.handlers, log.propagate = handlers, propagate
