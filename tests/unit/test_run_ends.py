@@ -73,8 +73,8 @@ def check_ended(out: Path, outcome: str, error: str, step: int) -> None:
 
 def test_an_exception_in_mid_run_leaves_its_headline_and_step(tmp_path: Path) -> None:
     seen: list[Record] = []
+    fails_at = 16 + 3 + 16 + 9  # the probe, samples whose hash is kept, an epoch, a step
     with pytest.raises(UserCodeError):
-        fails_at = 16 + 3 + 16 + 9  # the probe, samples whose hash is kept, an epoch, a step
         trained(tmp_path / "run", Photos(fails_at), (seen.append,))
     check_ended(tmp_path / "run", "failed", "your code raised KeyError at train[", step=3)
     assert "rank 0 of 1, epoch 2, step 3" in result(tmp_path / "run")["error"]

@@ -1,0 +1,101 @@
+"""The recipe as arithmetic, from the run's first record and its recipe: minibatch, hosting, steps, rate, network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from squall.report.blocks import Block, pairs, text_block
+from squall.report.read import RunData
+from squall.report.values import listed, mapping, number, whole
+from squall.report.words import NONE, Html, bytes_of, count, figure, plural, safe
+
+
+def arithmetic(run: RunData) -> list[Block]:
+    """The recipe as arithmetic, and the recipe itself."""
+    blocks = [text_block("arithmetic", pairs(_arithmetic(run)), wide=not run.recipe_text)]
+    if run.recipe_text:
+        inside = f"<details><summary>recipe.toml</summary><pre>{safe(run.recipe_text)}</pre></details>"
+        blocks.append(text_block("recipe", Html(inside), wide=False))
+    return blocks
+
+
+def _arithmetic(run: RunData) -> list[tuple[object, object]]:
+    started = run.started
+    total, each, samples = (whole(started.get(k)) for k in ("global_batch_size", "worker_batch_size", "num_samples"))
+    epochs, steps, per_epoch = (whole(started.get(key)) for key in ("epochs", "num_steps", "steps_per_epoch"))
+    rows: list[tuple[object, object]] = []
+    if total > 0 and each > 0:
+        workers = math.ceil(total / each)
+        sizes = str(each) if total % each == 0 else f"{total // workers} or {math.ceil(total / workers)}"
+        rows.append(("minibatch", f"{count(total)} = {plural(workers, 'virtual worker')} × {sizes}"))
+        hosts = run.processes[-1]
+        share = workers // hosts if workers % hosts == 0 else f"{workers // hosts} or {workers // hosts + 1}"
+        rows.append(
+            ("hosting", f"{plural(hosts, 'process', 'processes')}, {share} of the {count(workers)} workers each")
+        )
+    if per_epoch > 0 and samples > 0 and total > 0:
+        rest = samples % total
+        fate = {"drop": "{} left out", "carry": "{} carried into the next"}.get(
+            str(run.recipe.get("last_batch", "short")), "the last one of {}"
+        )
+        words = f"{plural(samples, 'sample')} = {plural(per_epoch, 'step')}"
+        rows.append(("epoch", words + (f", {fate.format(count(rest))}" if rest else "")))
+        rows.append(("steps", f"{count(steps)} in {plural(epochs, 'epoch')}"))
+    rows.append(("rate", rate_words(mapping(run.recipe.get("lr")), total, epochs)))
+    rows.append(("rate used", _rate_used(run)))
+    rows += _network(run)
+    rows.append(("seed", str(started.get("seed", ""))))
+    return rows
+
+
+def rate_words(lr: Mapping[str, Any], total: int, epochs: int) -> str:
+    """ "0.1 at 256, linear: 0.1 × 8,192 / 256 = 3.2; 5 epochs of warm-up; × 0.1 after 30, 60, 80 of 90 epochs"."""
+    base, size = number(lr.get("base")), whole(lr.get("base_batch_size"), total)
+    if not math.isfinite(base):
+        return ""
+    scaling = str(lr.get("scaling", "none"))
+    if scaling == "none" or size <= 0 or total <= 0 or size == total:
+        words = f"{base:g} at {count(total)}" if total else f"{base:g}"
+    else:
+        factor = total / size if scaling == "linear" else math.sqrt(total / size)
+        ratio = f"{count(total)} / {count(size)}"
+        scaled = f"{base:g} × {ratio if scaling == 'linear' else f'√({ratio})'} = {base * factor:.5g}"
+        words = f"{base:g} at {count(size)}, {scaling}: {scaled}"
+    warm = number(lr.get("warmup_epochs"))
+    words += f"; {warm:g} epochs of warm-up" if warm > 0 else "; no warm-up"
+    schedule = str(lr.get("schedule", ""))
+    if schedule == "cosine":
+        return f"{words}; cosine to {number(lr.get('final', 0.0)):g} over {plural(epochs, 'epoch')}"
+    if schedule == "step":
+        at = ", ".join(f"{number(milestone):g}" for milestone in listed(lr.get("milestones"))) or NONE
+        return f"{words}; × {number(lr.get('gamma')):g} after {at} of {plural(epochs, 'epoch')}"
+    return f"{words}; {schedule}" if schedule else words
+
+
+def _rate_used(run: RunData) -> str:
+    rates = [value for value in run.steps.lr if math.isfinite(value)]
+    if not rates:
+        return ""
+    return f"{figure(rates[0])} in the first step, {figure(max(rates))} at most, {figure(rates[-1])} in the last"
+
+
+def _network(run: RunData) -> list[tuple[object, object]]:
+    parameters = whole(run.started.get("num_parameters"))
+    model, optimizer, compute = (mapping(run.recipe.get(key)) for key in ("model", "optimizer", "compute"))
+    rows: list[tuple[object, object]] = []
+    if parameters:
+        name = f"{model.get('name')}, " if model.get("name") else ""
+        rows.append(
+            ("network", f"{name}{plural(parameters, 'parameter')}: {bytes_of(4 * parameters)} of gradient a step")
+        )
+    if optimizer:
+        words = [str(optimizer.get("name", ""))]
+        words += [
+            f"{key.replace('_', ' ')} {optimizer[key]}" for key in ("momentum", "weight_decay") if key in optimizer
+        ]
+        rows.append(("optimiser", ", ".join([*words, *["Nesterov"] * bool(optimizer.get("nesterov"))])))
+    if compute:
+        rows.append(("arithmetic", f"{compute.get('precision', '')}, {compute.get('reduction', '')} reduction"))
+    return rows

@@ -1,0 +1,149 @@
+"""The first lines of a page: what a run is, how it ended or how far it is, and the numbers that one asks for first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from squall.report.blocks import code, paragraph
+from squall.report.read import SPLITS, RunData
+from squall.report.sessions import sessions
+from squall.report.values import mapping, number, whole
+from squall.report.words import NONE, Html, count, duration, figure, join, plural, safe, shares
+
+_OUTCOMES = ("finished", "running", "submitted", "stopped", "killed", "diverged", "failed")
+
+
+class Fact(NamedTuple):
+    """A number that is worth a large letter: what it is, the number, and what must be known with it."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+def head(run: RunData) -> Html:
+    """All of it."""
+    done = ""
+    total = whole(run.started.get("num_steps"))
+    if run.state == "running" and total:
+        done = Html(f'<progress max="{total}" value="{run.steps_done}" aria-label="steps done"></progress>')
+    folder = str(run.folder.resolve())
+    return join(
+        [title(run.label, folder, run.name), state(run), done, facts([score(run), *_numbers(run)]), weights(run)]
+    )
+
+
+def title(name: str, below: str, kicker: str) -> Html:
+    """The heading of a page."""
+    lines = f'<p class="kicker">{safe(kicker)}</p><h1>{safe(name)}</h1><p class="folder">{safe(below)}</p>'
+    return Html(lines)
+
+
+def badge(outcome: str) -> Html:
+    """How a run ended, in a word of its colour."""
+    known = outcome if outcome in _OUTCOMES else "stopped"
+    return Html(f'<span class="badge {known}">{safe(outcome)}</span>')
+
+
+def facts(found: Sequence[Fact]) -> Html:
+    """Numbers beside each other."""
+    inside = "".join(
+        f"<div><dt>{safe(fact.label)}</dt><dd>{safe(fact.value)}</dd>"
+        f"{f'<dd class={chr(34)}note{chr(34)}>{safe(fact.note)}</dd>' if fact.note else ''}</div>"
+        for fact in found
+    )
+    return Html(f'<dl class="facts">{inside}</dl>')
+
+
+def state(run: RunData) -> Html:
+    """How the run ended or how far it is, in a sentence, and what to do."""
+    outcome, done, total = run.state, run.steps_done, whole(run.started.get("num_steps"))
+    of = f"{count(done)} of {plural(total, 'step')}" if total else plural(done, "step")
+    lines = [paragraph(badge(outcome), " ", _sentence(run, outcome, of), kind="state")]
+    why = [session.why for session in sessions(run)[-1:] if outcome not in ("running", "finished")]
+    said = [str(text) for text in (run.result.get("error"), *why, run.ended.get("advice")) if text]
+    said = list(dict.fromkeys(said))
+    if said:
+        lines.append(paragraph(" ".join(f"{text[:1].upper()}{text[1:].rstrip('.')}." for text in said), kind="said"))
+    if outcome in ("killed", "stopped") and done < total:
+        lines.append(paragraph("To go on: ", code(f"squall resume {run.folder}"), kind="said"))
+    if run.torn and outcome != "running":
+        lines.append(paragraph("The last line of its records is cut short and left out.", kind="said"))
+    if run.damaged:
+        lines.append(paragraph(f"{plural(run.damaged, 'line')} of its records cannot be read; left out.", kind="said"))
+    return join(lines, "")
+
+
+def _sentence(run: RunData, outcome: str, of: str) -> str:
+    at = f"step {count(whole(run.result.get(f'{outcome}_at_step'), run.steps_done))}"
+    hosts = run.processes
+    on = f"on {' → '.join(map(count, hosts[-6:]))} process{'' if hosts == (1,) else 'es'}"
+    if outcome == "running":
+        left = seconds_left(run)
+        return f"{of}{f', about {duration(left)} left' if math.isfinite(left) else ''}; {on}"
+    if outcome == "finished":
+        return f"{plural(len(run.epochs) or whole(run.started.get('epochs')), 'epoch')}, {of.split(' of ')[-1]}, {on}"
+    if outcome == "submitted":
+        return "waits for its turn; nothing is trained yet"
+    if outcome == "killed":
+        return f"after {of}: its records have no end, and no process works on it; {on}"
+    if outcome in ("diverged", "failed"):
+        return f"in {at}, after {of}; {on}"
+    return f"after {of}; {on}"
+
+
+def seconds_left(run: RunData) -> float:
+    """How long a run will take still, by the pace of its last two hundred steps."""
+    total, steps = whole(run.started.get("num_steps")), run.steps
+    if len(steps) < 3 or not total:
+        return math.nan
+    back = min(len(steps) - 1, 200)
+    each = (steps.seconds[-1] - steps.seconds[-1 - back]) / back
+    return each * (total - run.steps_done) if each > 0 else math.nan
+
+
+def score(run: RunData) -> Fact:
+    """What the run is judged by: test before validation, error before other metrics, else the training loss."""
+    epoch = f"after epoch {len(run.epochs)}" if run.epochs and run.state != "finished" else ""
+    for split in ("test", "val"):
+        accuracy = run.measured(split, "accuracy")
+        if math.isfinite(accuracy):
+            notes = [f"accuracy {shares(accuracy)}"]
+            last = number(run.result.get(f"{split}_error_median_last5"))
+            if math.isfinite(last) and len(run.epochs) > 1:
+                notes.append(f"median of last {min(len(run.epochs), 5)} epochs {shares(last)}")
+            return Fact(f"{SPLITS[split]} error", shares(1 - accuracy), ", ".join([*notes, *[epoch] * bool(epoch)]))
+    for split in ("test", "val"):
+        for name in sorted(mapping(run.epochs[-1].get(split)) if run.epochs else ()):
+            value = run.measured(split, name)
+            if math.isfinite(value):
+                return Fact(f"{SPLITS[split]} {name}", figure(value), epoch)
+    losses = [number(e.get("train_loss")) for e in run.epochs[-1:]] or list(run.steps.loss[-1:]) or [math.nan]
+    return Fact("training loss", figure(losses[0]), epoch or ("of the last step" if not run.epochs else ""))
+
+
+def _numbers(run: RunData) -> list[Fact]:
+    epochs, evaluation = run.epochs, [number(epoch.get("evaluation")) for epoch in run.epochs]
+    measuring = sum(value for value in evaluation if math.isfinite(value))
+    beside = f"{duration(measuring)} of it evaluation" if measuring > 0 else ""
+    processes = run.processes[-1]
+    speed = run.speed
+    each = f"{figure(speed / processes)} a process" if math.isfinite(speed) and processes > 1 else ""
+    found = [
+        Fact("time", duration(run.seconds), beside),
+        Fact("samples a second", f"{speed:,.0f}" if math.isfinite(speed) else NONE, each),
+    ]
+    total = whole(run.started.get("epochs"))
+    if run.state != "finished" and total:
+        found.append(Fact("epochs", f"{len(epochs)} of {total}"))
+    return found
+
+
+def weights(run: RunData) -> Html:
+    """The hash of the weights, whole, or that there are none."""
+    digest = run.result.get("weights_sha256")
+    if not digest:
+        return Html("")
+    return paragraph("weights sha256 ", code(digest), kind="weights")

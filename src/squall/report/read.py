@@ -1,0 +1,219 @@
+"""A run's folder as numbers to draw; whatever is missing, torn or strange in it is left out, never an error.
+
+Records are read as they stand in the files, not through their classes: a page of last year's run must open too.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from squall.records import SPENT
+from squall.report.folder import (
+    JOB,
+    LOCK,
+    RECIPE,
+    RECORDS,
+    RESULT,
+    SESSIONS,
+    STARTED,
+    held,
+    json_of,
+    result_of,
+    toml_of,
+)
+from squall.report.series import median
+from squall.report.tail import Tail
+from squall.report.values import mapping, number, whole
+
+SPLITS = {"train": "training", "val": "validation", "test": "test"}
+
+
+class Steps:
+    """The updates of a run as columns: a hundred thousand of them are a few megabytes."""
+
+    def __init__(self) -> None:
+        self.index = array("q")
+        self.samples, self.loss, self.lr, self.seconds = (array("d") for _ in range(4))
+        self.spent = {name: array("d") for name in SPENT}
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Appends a step; one that comes again, or after its successors, takes their place."""
+        index = whole(record.get("step"), -1)
+        if index < 0:
+            return
+        while self.index and self.index[-1] >= index:
+            for column in self._columns():
+                column.pop()
+        spent = mapping(record.get("spent"))
+        values = (record.get("samples"), record.get("loss"), record.get("lr"), record.get("seconds"))
+        self.index.append(index)
+        for column, value in zip((self.samples, self.loss, self.lr, self.seconds), values, strict=True):
+            column.append(number(value))
+        for name, column in self.spent.items():
+            column.append(number(spent.get(name)))
+
+    def _columns(self) -> list[array[Any]]:
+        return [self.index, self.samples, self.loss, self.lr, self.seconds, *self.spent.values()]
+
+
+@dataclass
+class RunData:
+    """What the files of a run say.
+
+    Attributes:
+        folder: of the run.
+        label: a short name, different from those of the other runs on the page.
+        started, launch, result, recipe: the first record, run.json, result.json, recipe.toml; empty where missing.
+        recipe_text: recipe.toml as it stands.
+        steps, epochs, logs, notes, events: the records; `events` are those of sessions.jsonl.
+        ended: the last record of a run that ended.
+        held: a process holds the folder's lock: it works on the run now.
+        submitted: it waits for its turn on a cluster.
+        torn, damaged: the records end in a line that is not whole; whole lines that could not be read.
+    """
+
+    folder: Path
+    label: str
+    started: Mapping[str, Any] = field(default_factory=dict)
+    launch: Mapping[str, Any] = field(default_factory=dict)
+    result: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    recipe_text: str = ""
+    steps: Steps = field(default_factory=Steps)
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    logs: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)
+    ended: Mapping[str, Any] = field(default_factory=dict)
+    held: bool = False
+    submitted: bool = False
+    torn: bool = False
+    damaged: int = 0
+
+    @property
+    def name(self) -> str:
+        """The recipe's or the task's name."""
+        return str(self.started.get("name") or self.result.get("name") or self.folder.name)
+
+    @property
+    def state(self) -> str:
+        """running, submitted, killed, or the outcome: finished, stopped, diverged, failed; as `squall runs` has it."""
+        if self.held:
+            return "running"
+        last = [event for event in self.events if event.get("kind") in ("session", "session_ended")][-1:]
+        for found in (self.result, *last, self.ended):
+            if found.get("outcome"):
+                return str(found["outcome"])
+        return "submitted" if self.submitted and not self.started else "killed"
+
+    @property
+    def steps_done(self) -> int:
+        """Updates that were applied, as far as the records go."""
+        return self.steps.index[-1] + 1 if self.steps else whole(self.result.get("steps"))
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps an epoch; 0 where unknown."""
+        return max(whole(self.started.get("steps_per_epoch")), 0)
+
+    @property
+    def processes(self) -> tuple[int, ...]:
+        """Numbers of processes that worked on the run, in the order of its sessions, without repetitions in a row."""
+        numbers = [whole(event.get("processes"), 1) for event in self.events if event.get("kind") == "session"]
+        numbers = numbers or [whole(self.result.get("processes") or self.started.get("processes"), 1)]
+        numbers = [max(number_, 1) for number_ in numbers]
+        return tuple(now for now, before in zip(numbers, [None, *numbers], strict=False) if now != before)
+
+    @property
+    def speed(self) -> float:
+        """Samples a second: the median of all epochs but the first, as in result.json; else of the steps."""
+        found = number(self.result.get("samples_per_second"))
+        if math.isfinite(found):
+            return found
+        speeds = [number(epoch.get("samples_per_second")) for epoch in self.epochs]
+        if not speeds and len(self.steps) > 1 and self.steps.seconds[-1] > self.steps.seconds[0]:
+            return sum(self.steps.samples[1:]) / (self.steps.seconds[-1] - self.steps.seconds[0])
+        return median(speeds[1:] or speeds)
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken."""
+        for value in (self.result.get("seconds"), self.ended.get("seconds")):
+            if math.isfinite(number(value)):
+                return number(value)
+        ends = [number(epoch.get("seconds")) for epoch in self.epochs[-1:]] + list(self.steps.seconds[-1:])
+        return max((end for end in ends if math.isfinite(end)), default=math.nan)
+
+    def of_epochs(self, split: str, metric: str) -> tuple[list[int], list[float]]:
+        """Epochs (from 1) at whose end a metric was measured on a split, and its values."""
+        found = [(whole(epoch.get("epoch")) + 1, mapping(epoch.get(split)).get(metric)) for epoch in self.epochs]
+        return [at for at, value in found if value is not None], [number(v) for _, v in found if v is not None]
+
+    def measured(self, split: str, metric: str) -> float:
+        """A metric as result.json has it, else of the last epoch that measured it; nan where there is none."""
+        found = number(self.result.get(f"{split}_{metric}"))
+        values = self.of_epochs(split, metric)[1]
+        return found if math.isfinite(found) else values[-1] if values else math.nan
+
+    def at(self, steps: float) -> float:
+        """Where a number of updates lies on the axis: in epochs, or the steps themselves where epochs are unknown."""
+        return steps / self.per_epoch if self.per_epoch else float(steps)
+
+
+class Reader:
+    """Reads a run's folder, and again as it grows.
+
+    Arguments:
+        folder: of the run.
+        label: its short name; by default the folder's.
+    """
+
+    def __init__(self, folder: Path, label: str = "") -> None:
+        self.folder = folder
+        self._label = label or folder.resolve().name
+        self._records, self._sessions = Tail(folder / RECORDS), Tail(folder / SESSIONS)
+        self._run = RunData(folder, self._label)
+
+    def read(self) -> RunData:
+        """The run as it is now; the same object each time."""
+        anew, records = self._records.look()
+        if anew:
+            events = self._run.events
+            self._run = RunData(self.folder, self._label, events=events)
+        run = self._run
+        for record in records:
+            self._take(record)
+        anew, events = self._sessions.look()
+        run.events = events if anew else run.events + events
+        run.torn, run.damaged = self._records.torn, self._records.damaged + self._sessions.damaged
+        run.held = held(self.folder / LOCK)
+        run.result, run.launch = result_of(self.folder / RESULT, run.events), json_of(self.folder / STARTED)
+        run.submitted = (self.folder / JOB).is_file()
+        if not run.recipe_text:
+            run.recipe_text, run.recipe = toml_of(self.folder / RECIPE)
+        return run
+
+    def _take(self, record: Mapping[str, Any]) -> None:
+        run, kind = self._run, record.get("kind")
+        if kind == "step":
+            run.steps.add(record)
+            run.ended = {}
+        elif kind == "epoch":
+            run.epochs = [e for e in run.epochs if whole(e.get("epoch")) < whole(record.get("epoch"))] + [dict(record)]
+        elif kind == "started":
+            run.started = run.started or record
+            run.ended = {}
+        elif kind == "log":
+            run.logs.append(dict(record))
+        elif kind == "note":
+            run.notes.append(str(record.get("text", "")))
+        elif kind == "ended":
+            run.ended = record
