@@ -18,7 +18,7 @@ from squall.records import Ended, EpochEnded, Noted, Record, Started, Stepped
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 ABOUT = Words("1,437 train + 360 test images of 8x8, 10 classes (inside the package)", "resnet8", "images")
-NEXT = "squall eval last      squall explain digits      squall train my_task.py"
+NEXT = "squall report last      squall explain digits      squall train my_task.py"
 FINGERPRINT = {"torch": "2.13.0+cpu", "device": "cpu", "instruction_set": "AVX512", "threads": 1}
 
 

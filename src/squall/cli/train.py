@@ -245,22 +245,18 @@ def _sink(wish: Wish, task: Any) -> Any:
         recipe,
         words(task, recipe, where, own=own),
         version=own_version(),
-        next_line=next_line(wish.target, wish.data_folder, task),
+        next_line=next_line(wish.target, task),
         quiet=wish.quiet,
     )
 
 
-def next_line(target: Target, data_folder: Path, task: Any) -> str:
+def next_line(target: Target, task: Any) -> str:
     """Commands worth typing after a training."""
+    if target.task is None:
+        return f"squall report last      squall explain {target.given}      squall train my_task.py"
     measurable = task.val is not None or task.test is not None
-    if target.task is not None:
-        first = [f"squall eval last --task {target.given}"] if measurable else []
-        return "      ".join([*first, "squall export last", "squall doctor"])
-    spec = target.recipe.data
-    elsewhere = (
-        f" --data {data_folder}" if spec is not None and spec.name != "digits" and data_folder != Path("data") else ""
-    )
-    return f"squall eval last{elsewhere}      squall explain {target.given}      squall train my_task.py"
+    evaluate = [f"squall eval last --task {target.given}"] if measurable else []
+    return "      ".join(["squall report last", *evaluate, "squall export last"])
 
 
 def _origin(wish: Wish) -> str:

@@ -62,6 +62,8 @@ class Start:
         assert stepper.order is not None
         check_scheduler(run.optimizer, bool(run.saver.kept), run.saver.is_on)
         body = self.found.body if self.found is not None else None
+        if run.saver.is_on:
+            run.saver.signals.listen()  # before anybody reads that the run has begun
         if path is not None:
             (path / folder.RESULT).unlink(missing_ok=True)
             _note_start(path, run)

@@ -109,7 +109,6 @@ class Saver:
             self._best = tuple(body["best"]) if body.get("best") else None
             self.saved_step = start_step
         self._last_save = time.monotonic()
-        self.signals.listen()
 
     # -- what ranks tell each other ------------------------------------------------------------------------------------
 
