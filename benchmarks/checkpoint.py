@@ -27,7 +27,7 @@ import torch.nn.functional as F
 import squall
 from squall.model import build
 
-TASK = '''\
+TASK = """\
 import squall, torch
 import torch.nn.functional as F
 from squall.model import build
@@ -39,7 +39,7 @@ task = squall.Task(model=lambda: build("resnet50", {"num_classes": 1000}), loss=
 recipe = squall.Recipe(
     epochs=6, global_batch_size=16, worker_batch_size=8, lr=0.01, momentum=0.9, checkpoint={"every": "2step"}
 )
-'''
+"""
 
 
 def blocked(folder: Path) -> dict[str, Any]:

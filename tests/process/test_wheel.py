@@ -31,7 +31,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_recipes_data_and_licence(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    for wanted in ("recipes/digits.toml", "recipes/imagenet.toml", "py.typed", "data/files/digits.npz", "report/page.js"):
+    for wanted in (
+        "recipes/digits.toml",
+        "recipes/imagenet.toml",
+        "py.typed",
+        "data/files/digits.npz",
+        "report/page.js",
+    ):
         assert f"squall/{wanted}" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "examples/"))]
