@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -181,9 +182,9 @@ def test_a_writer_that_was_killed_is_an_answer_and_the_next_order_has_a_new_one(
     background = Background()
     try:
         assert background._process is not None
-        os.kill(background._process.pid, 9)
-        background._process.wait()
-        background.busy = True
+        os.kill(background._process.pid, signal.SIGSTOP)
+        background.order(order_for(background, tmp_path, {"a": torch.ones(3)}))
+        os.kill(background._process.pid, signal.SIGKILL)
         answer = background.wait(30)
         assert answer is not None
         assert "died" in answer["error"]

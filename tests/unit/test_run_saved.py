@@ -8,6 +8,7 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,25 +37,46 @@ def net() -> nn.Module:
     return make_model(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 3))
 
 
-def train(out: Path, body: Body = nothing, scheduler: bool = False, **fields: Any) -> squall.Result:
-    """Twelve steps in four epochs, with a body that draws random numbers."""
+def train(
+    out: Path,
+    body: Body = nothing,
+    scheduler: bool = False,
+    in_evaluation: Body = nothing,
+    late: bool = False,
+    **fields: Any,
+) -> squall.Result:
+    """Twelve steps in four epochs, with a body that draws, clips, logs and evaluates wherever one may."""
+    reading = {"num_workers": fields.pop("num_workers", 0)}
     run = squall.Run(out, **{**FIELDS, **fields})
     try:
         model = net()
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-        stepped = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5) if scheduler else None
+        stepped = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9) if scheduler else None
         run.setup(model, optimizer)
+        assert run.stepper is not None
+        run.stepper.late = late
         if stepped is not None:
             run.keep(scheduler=stepped)
-        for step in run.steps(make_data(24)):
+
+        def measure(step: Step | None, out: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            if step is not None:
+                in_evaluation(run, step)
+            return out.argmax(1) == labels
+
+        for step in run.steps(make_data(24), **reading):
             for batch in step:
                 step.backward(summed(model, *batch))
+            run.log(norm=float(step.clip_grad_norm_(1.0)), before=float(torch.rand(())))
             optimizer.step()
             if stepped is not None:
                 stepped.step()
             drawn = [random.random(), float(np.random.rand()), float(torch.rand(()))]
             run.log(python=drawn[0], numpy=drawn[1], torch=drawn[2], rate=optimizer.param_groups[0]["lr"])
+            if step.ends_epoch or step.index == 4:
+                run.log(hits=run.evaluate(model, make_data(7), partial(measure, step)).sum())
             body(run, step)
+        run.log(final=1.0)
+        run.log(last=run.evaluate(model, make_data(7), partial(measure, None)).sum())
         return run.finish()
     finally:
         run.close()
@@ -93,25 +115,47 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, tuple[Path, sq
 
 
 @pytest.mark.parametrize("scheduler", [False, True])
-@pytest.mark.parametrize("index", [0, 4, 5, 10])
+@pytest.mark.parametrize("where", ["body", "evaluation"])
+@pytest.mark.parametrize("index", [0, 4, 5, 8, 10])
+@pytest.mark.parametrize("late", [False, True])
 def test_stopped_anywhere_and_gone_on_it_is_the_same_training(
-    index: int, scheduler: bool, whole: Any, tmp_path: Path
+    index: int, where: str, scheduler: bool, late: bool, whole: Any, tmp_path: Path
 ) -> None:
-    """Weights, averages, ledger, records; and what the loop draws from three generators between the steps."""
+    """Weights, averages, ledger, records; and what the loop draws from three generators, before and after updates.
+
+    Late: steps are looked at when the next one is under way, as on a GPU.
+    """
     random.seed(3)
     np.random.seed(3)
+    stops = {"body": after(index, terminated)} if where == "body" else {"in_evaluation": after(index, terminated)}
+    if where == "evaluation" and index in (0, 10):
+        index = {0: 2, 10: 11}[index]  # an epoch's end
+        stops = {"in_evaluation": after(index, terminated)}
+    if where == "evaluation":
+        stops["body"] = written  # else a state may not be copied in time, and the evaluation is finished first
     with pytest.raises(SystemExit) as left:
-        train(tmp_path, after(index, terminated), scheduler)
+        train(tmp_path, scheduler=scheduler, late=late, **stops)
     assert left.value.code == 143
     assert json.loads((tmp_path / "result.json").read_text())["outcome"] == "stopped"
+    if where == "evaluation" and index == 8 and not late:  # and once more, in the same evaluation
+        with pytest.raises(SystemExit):
+            train(tmp_path, scheduler=scheduler, late=late, **stops)
+        assert held(tmp_path)[-1] == 8
     random.seed(99)
     np.random.seed(99)
-    result = train(tmp_path, scheduler=scheduler)
+    result = train(tmp_path, scheduler=scheduler, late=late)
     out, expected = whole[scheduler]
     assert result.values["weights_sha256"] == expected.values["weights_sha256"]
     assert result.values["ledger"] == expected.values["ledger"]
     assert (tmp_path / "ema.safetensors").read_bytes() == (out / "ema.safetensors").read_bytes()
-    assert training(tmp_path) == training(out)
+    if late:  # records of steps then come when the next step is under way, or before a save
+        assert in_order(tmp_path) == in_order(out)
+    else:
+        assert training(tmp_path) == training(out)
+
+
+def in_order(out: Path) -> list[str]:
+    return sorted(json.dumps(record, sort_keys=True) for record in training(out))
 
 
 def test_ctrl_c_is_a_keyboard_interrupt_after_the_save(tmp_path: Path) -> None:
@@ -225,7 +269,15 @@ def test_the_pause_and_the_writing_are_recorded(tmp_path: Path) -> None:
     assert all(record["blocked"] > 0 and record["seconds"] > 0 and record["num_bytes"] > 1000 for record in saved)
     steps = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines()]
     pauses = {step["step"]: step["spent"]["save"] for step in steps if step["kind"] == "step"}
-    assert {step for step, pause in pauses.items() if pause} == {3, 6, 9}
+    assert {step for step, pause in pauses.items() if pause} == {
+        2,
+        3,
+        5,
+        6,
+        8,
+        9,
+        11,
+    }  # copies for an evaluation that is broken off
 
 
 def test_a_scheduler_that_is_not_kept_is_an_error(tmp_path: Path) -> None:
@@ -336,3 +388,99 @@ def test_a_profile_is_a_trace_of_some_steps(tmp_path: Path) -> None:
     names = [event.get("name", "") for event in trace["traceEvents"]]
     assert sum(name.startswith("ProfilerStep") for name in names) >= 5
     assert any(name == "aten::linear" for name in names)
+
+
+def test_a_loader_process_outlives_a_signal_to_the_whole_group(whole: Any, tmp_path: Path) -> None:
+    """As a terminal's Ctrl-C and some schedulers send it."""
+
+    def everybody() -> None:
+        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        for pid in children:
+            if b"writer.py" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(int(pid), signal.SIGTERM)
+                os.kill(int(pid), signal.SIGINT)
+        terminated()
+
+    random.seed(3)
+    np.random.seed(3)
+    started = time.monotonic()
+    with pytest.raises(SystemExit) as left:
+        train(tmp_path, after(4, everybody), num_workers=2)
+    assert left.value.code == 143
+    assert time.monotonic() - started < 20
+    train(tmp_path)
+    assert training(tmp_path) == training(whole[False][0])
+
+
+def test_nothing_whole_is_an_error_and_not_a_beginning(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        train(tmp_path, after(7, terminated))
+    before = (tmp_path / "records.jsonl").read_bytes()
+    for path in (tmp_path / "checkpoints").glob("step-*/manifest.json"):
+        path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(InputError, match=r"no checkpoint in .* is whole") as error:
+        train(tmp_path)
+    assert [row[0] for row in error.value.rows][:-1] == [f"step-{step:08}" for step in reversed(held(tmp_path))]
+    assert (tmp_path / "records.jsonl").read_bytes() == before
+
+
+def test_a_run_that_saves_nothing_does_not_begin_over_one_that_did(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        train(tmp_path, after(7, terminated))
+    with pytest.raises(InputError, match="holds a run already"):
+        train(tmp_path, checkpoint=None)
+
+
+def test_a_run_of_other_numbers_does_not_begin_over_one_that_was_never_saved(tmp_path: Path) -> None:
+    def dies() -> None:
+        raise KeyError("killed")
+
+    with pytest.raises(KeyError):
+        train(tmp_path, after(1, dies))
+    with pytest.raises(InputError, match="which was never saved") as error:
+        train(tmp_path, epochs=9)
+    assert error.value.rows[0] == ("epochs=9", "4 in the folder")
+    assert train(tmp_path).outcome == "finished"
+
+
+def test_another_optimiser_argument_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        train(tmp_path, after(7, terminated))
+    run = squall.Run(tmp_path, **FIELDS)
+    model = net()
+    with pytest.raises(InputError, match=r"weight_decay=0\.01"):
+        run.setup(model, torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.5))
+    run.close()
+
+
+def test_complex_buffers_and_counters_travel(tmp_path: Path) -> None:
+    class Turned(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(5, 3)
+            self.register_buffer("turn", torch.polar(torch.ones(3), torch.arange(3.0)))
+
+    def session(stop: int) -> torch.Tensor:
+        run = squall.Run(tmp_path, **{**FIELDS, "ema": None})
+        model = Turned()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 6])
+        run.setup(model, optimizer)
+        run.keep(scheduler=scheduler)
+        try:
+            for step in run.steps(make_data(24)):
+                for batch in step:
+                    step.backward(summed(model, *batch))
+                optimizer.step()
+                scheduler.step()
+                if step.index == stop:
+                    model.turn.mul_(2)
+                    terminated()
+        finally:
+            run.close()
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.001)
+        turn: torch.Tensor = model.turn
+        return turn
+
+    with pytest.raises(SystemExit):
+        session(4)
+    assert torch.equal(session(99), 2 * torch.polar(torch.ones(3), torch.arange(3.0)))

@@ -9,6 +9,7 @@ import json
 import mmap
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +23,9 @@ import torch
 
 from squall.checkpoint import layout
 
+_NOT_FOR_IT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals to a whole process group: the rank decides when to leave."""
+
 _WRITER = Path(__file__).with_name("writer.py")
 
 
@@ -34,7 +38,7 @@ class Background:
         self._bytes = torch.empty(0, dtype=torch.uint8)
         self._process: subprocess.Popen[bytes] | None = None
         self._said = b""
-        self._ordered = -1
+        self._under_way: Mapping[str, Any] = {}
         self.busy = False
         self._spawn()
 
@@ -72,7 +76,7 @@ class Background:
             self._spawn()
         assert self._process is not None
         assert self._process.stdin is not None
-        self.busy, self._ordered = True, int(order["step"])
+        self.busy, self._under_way = True, order
         with suppress(BrokenPipeError):  # it has just died: `answer` says so
             self._process.stdin.write(f"{json.dumps(order)}\n".encode())
             self._process.stdin.flush()
@@ -87,8 +91,7 @@ class Background:
                 return None
             found = os.read(out, 1 << 16)
             if not found:
-                self.busy = False
-                return {"error": "the process that writes checkpoints died", "step": self._ordered, "seconds": 0.0}
+                return self.give_up("the process that writes checkpoints died")
             self._said += found
         line, _, self._said = self._said.partition(b"\n")
         self.busy = False
@@ -103,6 +106,15 @@ class Background:
             if answer is not None or time.monotonic() >= end:
                 return answer
         return None
+
+    def give_up(self, why: str) -> dict[str, Any]:
+        """Ends the order under way, and says so to rank 0's writer, which may wait for this rank's file."""
+        self._end_process()
+        self.busy = False
+        tell = Path(self._under_way["folder"]) / f"{self._under_way['name']}.json"
+        with suppress(OSError):
+            tell.write_text(json.dumps({"error": why}))
+        return {"error": why, "step": self._under_way["step"], "seconds": 0.0}
 
     def close(self) -> None:
         """Ends the process; what it was writing is left half done, under a name that nobody looks for."""
@@ -124,24 +136,23 @@ class Background:
             if pipe is not None:
                 with suppress(OSError):
                     pipe.close()
-        if self.busy:
-            process.kill()
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.kill()  # its pipe may be open in loader processes, so that it would wait for more
+        process.wait()
 
     def _spawn(self) -> None:
         self._end_process()
         self._said = b""
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(_WRITER), str(self._fd), str(os.getpid())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            pass_fds=(self._fd,),
-            cwd="/",
-        )
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_IT)  # which it inherits, and keeps
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(_WRITER), str(self._fd), str(os.getpid())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                pass_fds=(self._fd,),
+                cwd="/",
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _grow(self, size: int) -> None:
         if size <= len(self._bytes):

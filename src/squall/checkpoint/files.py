@@ -78,39 +78,51 @@ class Checkpoint:
             yield dtype, vector
 
 
-def newest(folder: Path, *, only: int | None = None) -> Checkpoint | None:
-    """The newest whole checkpoint; one that is torn or changed is passed over.
-
-    Arguments:
-        folder: a run's checkpoints.
-        only: look at the checkpoint of this step alone.
+def newest(folder: Path) -> Checkpoint | None:
+    """The newest whole checkpoint of a run; one that is torn or changed is passed over. None where there is none.
 
     Raises:
-        InputError: a whole one that a newer Squall wrote in a form unknown here.
+        InputError: there are some and none is whole; a whole one that a newer Squall wrote in a form unknown here.
+        OSError: they cannot be read.
     """
     passed_over: list[tuple[str, str]] = []
     for step in steps_of(folder):
-        if only is not None and step != only:
-            continue
         path = folder / name_of(step)
         try:
             body = manifest.read((path / manifest.FILE).read_bytes())
             _check_format(path, body)
             _check_files(path, body)
-        except (OSError, manifest.BrokenManifestError) as error:
-            why = "it has no manifest" if isinstance(error, FileNotFoundError) else f"{error}"
-            passed_over.append((path.name, why))
+        except FileNotFoundError as error:
+            passed_over.append((path.name, f"it has no {Path(error.filename).name}"))
+            continue
+        except manifest.BrokenManifestError as error:
+            passed_over.append((path.name, str(error)))
             continue
         return Checkpoint(path, body, tuple(passed_over))
+    if passed_over:
+        raise InputError(
+            f"no checkpoint in {folder} is whole",
+            [*passed_over, ("to do", f"bring one back from a copy; or remove {folder.parent} and begin anew")],
+        )
     return None
+
+
+def set_aside(folder: Path, after: int) -> None:
+    """Renames checkpoints of later steps, which were passed over: their names are about to be used again."""
+    for step in steps_of(folder):
+        if step > after:
+            aside = folder / f"torn-{name_of(step)}"
+            shutil.rmtree(aside, ignore_errors=True)
+            (folder / name_of(step)).rename(aside)
 
 
 def sweep(folder: Path) -> None:
     """Takes away what sessions that died left half written; for the one that holds the run's lock."""
     if folder.is_dir():
         for path in folder.glob(".*"):
+            shutil.rmtree(path, ignore_errors=True)
             with suppress(OSError):
-                shutil.rmtree(path)
+                path.unlink(missing_ok=True)
 
 
 def _check_format(path: Path, body: dict[str, Any]) -> None:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 import torch
 
+from squall.errors import RunError
+
 ALIGN = 64
 """Elements: where tensors and slices begin."""
 
@@ -81,10 +83,18 @@ class Entry:
 
 
 def entries(tensors: Mapping[str, torch.Tensor]) -> list[Entry]:
-    """Places for tensors, in their order."""
+    """Places for tensors, in their order.
+
+    Raises:
+        RunError: numbers of a kind that files do not hold.
+    """
     ends: dict[str, int] = {}
     found = []
     for name, tensor in tensors.items():
+        if tensor.dtype not in _NAMES:
+            raise RunError(
+                f"{name} cannot be saved", [("found", f"numbers of {tensor.dtype}, which files do not hold")]
+            )
         dtype = _NAMES[tensor.dtype]
         start = ends.get(dtype, 0)
         stride = None if tensor.is_contiguous() or not _is_dense(tensor) else tuple(tensor.stride())

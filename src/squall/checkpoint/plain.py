@@ -9,7 +9,7 @@ default when it is restored.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +19,8 @@ import torch
 from squall.errors import RunError
 
 Tensors = dict[str, torch.Tensor]
+
+_MAPPINGS = (dict, OrderedDict, Counter)
 
 
 def pack(value: Any, name: str, tensors: Tensors) -> Any:
@@ -36,21 +38,25 @@ def pack(value: Any, name: str, tensors: Tensors) -> Any:
     if isinstance(value, torch.Tensor):
         if value.layout != torch.strided or value.is_quantized:
             raise _no_form(name, f"a tensor of layout {value.layout}")
-        tensors[name] = value.detach()
-        return {"tensor": name}
+        _add(tensors, name, real(value.detach()))
+        return {"complex" if value.is_complex() else "tensor": name}
     if isinstance(value, np.ndarray):
         if value.dtype.hasobject:
             raise _no_form(name, "an array of objects")
-        tensors[name] = torch.from_numpy(np.ascontiguousarray(value))
+        _add(tensors, name, torch.from_numpy(np.ascontiguousarray(value)))
         return {"array": name}
     if isinstance(value, list | tuple) and type(value) in (list, tuple):
         items = [pack(item, f"{name}.{index}", tensors) for index, item in enumerate(value)]
         return {type(value).__name__: items}
-    if isinstance(value, Mapping) and type(value) in (dict, OrderedDict, defaultdict):
+    if type(value) in _MAPPINGS:
         for key in value:
             if type(key) not in (str, int):
                 raise _no_form(f"{name}.{key}", f"a key of type {type(key).__name__}")
-        return {"dict": [[key, pack(item, f"{name}.{key}", tensors)] for key, item in value.items()]}
+        return {
+            "counter" if type(value) is Counter else "dict": [
+                [key, pack(item, f"{name}.{key}", tensors)] for key, item in value.items()
+            ]
+        }
     raise _no_form(name, f"a {type(value).__module__}.{type(value).__qualname__}")
 
 
@@ -63,13 +69,27 @@ def unpack(skeleton: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
         return float(held)
     if kind == "tensor":
         return tensors[held]
+    if kind == "complex":
+        return torch.view_as_complex(tensors[held])
     if kind == "array":
-        return tensors[held].numpy()
+        return tensors[held].cpu().numpy()
     if kind == "list":
         return [unpack(item, tensors) for item in held]
     if kind == "tuple":
         return tuple(unpack(item, tensors) for item in held)
-    return {key: unpack(item, tensors) for key, item in held}
+    found = {key: unpack(item, tensors) for key, item in held}
+    return Counter(found) if kind == "counter" else found
+
+
+def real(tensor: torch.Tensor) -> torch.Tensor:
+    """A complex tensor as pairs of real numbers, which files have a form for; others as they are."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def _add(tensors: Tensors, name: str, tensor: torch.Tensor) -> None:
+    if name in tensors:
+        raise RunError(f"two tensors of the state are called {name}", [("rule", "names in a checkpoint are unique")])
+    tensors[name] = tensor
 
 
 def _no_form(name: str, found: str) -> RunError:

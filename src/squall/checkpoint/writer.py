@@ -45,8 +45,6 @@ def main(fd: int, parent: int) -> None:
         parent: the rank; this process does not outlive it.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)  # the rank decides when to leave
     if os.getppid() != parent:
         return
     for line in sys.stdin:
@@ -74,7 +72,11 @@ def follow(order: dict[str, Any], fd: int) -> dict[str, Any]:
     """
     folder = Path(order["folder"])
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if "final" in order:
+            _clear(folder)
+            folder.mkdir(parents=True)
+        else:
+            _wait_for(folder)
         part = _write_part(folder / f"{order['name']}.safetensors", order["header"].encode(), fd, order["bytes"])
         _publish(folder / f"{order['name']}.json", json.dumps(part))
         if "final" not in order:
@@ -83,11 +85,39 @@ def follow(order: dict[str, Any], fd: int) -> dict[str, Any]:
     except BaseException as error:
         if "final" in order:
             shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                _failed(folder).touch()  # so that the other ranks' writers wait no longer
         else:
             with contextlib.suppress(OSError):
                 why = (error.strerror if isinstance(error, OSError) else "") or str(error)
                 _publish(folder / f"{order['name']}.json", json.dumps({"error": why}))
         raise
+
+
+def _clear(folder: Path) -> None:
+    """Takes away what this session's earlier orders have left: a full disk would stay full of it."""
+    session = folder.name.rpartition(".")[2]
+    for path in folder.parent.glob(f".step-*.{session}*"):
+        shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _failed(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}-failed")
+
+
+def _wait_for(folder: Path) -> None:
+    """Returns when rank 0's writer has made the folder.
+
+    Raises:
+        OSError: it could not.
+    """
+    end = time.monotonic() + _PATIENCE_S
+    while not folder.is_dir():
+        if _failed(folder).exists() or time.monotonic() > end:
+            raise OSError(0, "rank 0 could not write")
+        time.sleep(_POLL_S)
 
 
 def _write_part(path: Path, header: bytes, fd: int, size: int) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import inspect
 import os
 import random
+import signal
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -41,6 +42,7 @@ from squall.units import megabytes
 Collate = Callable[[list[Any]], Any]
 Finish = Callable[[Any, Draw], Any]
 _AHEAD = 2  # batches a loader process works ahead
+_OUTLASTS_S = 15
 _AT_ONCE = 256  # samples that a set which makes whole batches is asked for at once
 
 
@@ -160,6 +162,7 @@ def _ahead(reader: _Reader, draws: Iterable[Draw], num_workers: int) -> _Deliver
         prefetch_factor=_AHEAD,
         multiprocessing_context="fork",  # data sets hold lambdas, and the set in memory is not copied
         generator=torch.Generator(),  # else the loader draws from the caller's
+        worker_init_fn=_outlast,
     )
     batches: Any = iter(loader)
     try:
@@ -177,6 +180,16 @@ def _ahead(reader: _Reader, draws: Iterable[Draw], num_workers: int) -> _Deliver
             yield draw, batch
     finally:
         batches._shutdown_workers()  # now, not when the garbage collector finds a cycle
+
+
+def _outlast(_: int) -> None:
+    """A loader process lives on when its whole group is asked to leave: the rank needs it to come to where it saves.
+
+    SIGTERM is also how a loader that hangs is ended, so that it ends this one after some seconds.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_OUTLASTS_S))
 
 
 def _as_it_is(payload: Any) -> Any:

@@ -15,12 +15,10 @@ from squall.records import Noted
 from squall.run import account, folder, resuming, state, tensorboard, trackers
 from squall.run.guards import check_scheduler
 from squall.run.profile import Profile
-from squall.run.sums import SavedSums
 
 if TYPE_CHECKING:
     from squall.run.run import Run
     from squall.run.stepper import Stepper
-    from squall.run.steps import Step
 
 
 @dataclass
@@ -39,19 +37,6 @@ class Start:
         """The first step that is computed."""
         return self.found.step if self.found is not None else 0
 
-    @property
-    def opened_step(self) -> int:
-        """The first step whose body runs: one before, if that was broken off after its update."""
-        return self.first_step - (self._open is not None)
-
-    def replay(self, step: Step) -> None:
-        """Makes a step the rest of the one that was broken off, if it is that."""
-        if self._open is None or step.index != self.opened_step:
-            return
-        held = self._open["sums"]
-        sums = SavedSums(float(held["loss"]), float(held["count"]), float(held["samples"]), held["metrics"])
-        step.replay(sums, self._open["seconds"])
-
     def check_data(self, num_samples: int, digest: str) -> None:
         """Refuses another training set than the checkpoint's."""
         if self.found is not None:
@@ -69,7 +54,7 @@ class Start:
             _note_start(path, run)
             run.book.write_to(path / folder.RECORDS, path / folder.SESSIONS, body["records"] if body else 0)
             run.book.track(_trackers(run, path, self.first_step))
-        started = account.started(run, stepper.order, run.model, self.opened_step)
+        started = account.started(run, stepper.order, run.model, self.first_step)
         if self.found is None:
             run.book.emit(started)
         else:
@@ -91,10 +76,6 @@ class Start:
         """The session's steps are over."""
         if self._profile is not None:
             self._profile.close()
-
-    @property
-    def _open(self) -> dict[str, Any] | None:
-        return self.found.body["open_step"] if self.found is not None else None
 
     def _put_back(self, run: Run, stepper: Stepper) -> None:
         assert self.found is not None
@@ -123,12 +104,10 @@ def find(run: Run, path: Path | None) -> Start:
     run.saver.agree()
     if not run.saver.is_on:
         return Start()
-    found = resuming.find(run.world, path / folder.CHECKPOINTS if path is not None else None)
+    found = resuming.find(run.world, path, run.spec)
     if found is None:
         return Start()
-    if path is not None:
-        resuming.check_records(path / folder.RECORDS, found.body)
-    resuming.check_same_run(found.body, run.spec, run.fingerprint, run.other_arithmetic)
+    resuming.check_same_run(found.body, run.spec, run.rate, run.fingerprint, run.other_arithmetic)
     state.restore(found.body, found.tensors, run.model, run.optimizer, run.ema)
     run.steps_done = found.step
     return Start(found)

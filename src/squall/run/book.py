@@ -57,13 +57,15 @@ class Book:
         self._totals: dict[str, list[float]] = {}
         self._stepped = 0.0
         self._saving = 0.0
+        self._carried: dict[str, Any] = {}
         self.begin_epoch()
 
     def begin_epoch(self) -> None:
         """Begins a stretch of training time."""
-        self._start = time.perf_counter()
-        self._samples = 0
-        self._spent = dict.fromkeys(SPENT, 0.0)
+        carried, self._carried = self._carried, {}
+        self._start = time.perf_counter() - float(carried.get("elapsed", 0.0))
+        self._samples: int = carried.get("samples", 0)
+        self._spent = carried.get("spent", dict.fromkeys(SPENT, 0.0))
         self._busy = [0.0] * self._size
         self._own = [0] * self._size
 
@@ -151,8 +153,7 @@ class Book:
     def end_epoch(self, epoch: int, step: int, lr: float | None) -> EpochEnded:
         """Closes the epoch's averages and records them."""
         now = time.perf_counter()
-        stepped = self._stepped or now
-        elapsed = max(stepped - self._start, 1e-9)
+        stepped, elapsed = self._stepped or now, self._elapsed()
         spent = dict(self._spent)
         spent["compute"] += max(elapsed - sum(spent.values()), 0.0)  # between steps: the loop itself
         pace = tuple(ratio(busy, own) for busy, own in zip(self._busy, self._own, strict=True))
@@ -212,6 +213,7 @@ class Book:
             "logged": self.logged,
             "epochs": [vars(epoch) for epoch in self.epochs],
             "seconds": self.seconds,
+            "epoch": {"elapsed": self._elapsed(), "samples": self._samples, "spent": self._spent},
         }
         kept: dict[str, Any] = finite(state)
         return kept
@@ -223,6 +225,7 @@ class Book:
         self._val, self._test = numbers["val"], numbers["test"]
         self.epochs = [EpochEnded(**epoch) for epoch in numbers["epochs"]]
         self.started = time.perf_counter() - numbers["seconds"]
+        self._carried = numbers["epoch"]
 
     def close_files(self) -> None:
         """Closes the files; what comes now, only sinks and trackers hear."""
@@ -238,11 +241,13 @@ class Book:
         for tracker in trackers:
             tracker.close()
 
+    def _elapsed(self) -> float:
+        """Seconds of the epoch's training so far, in all sessions."""
+        return max((self._stepped or time.perf_counter()) - self._start, 1e-9)
+
     def _count_time(self, step: Step, spent: Mapping[str, float]) -> None:
         for name, seconds in spent.items():
             self._spent[name] += seconds
-        if step.is_replay:
-            return
         assert step.sums is not None
         self._samples += step.num_samples
         for rank, own in enumerate(samples_by_rank(step.plan, self._size)):

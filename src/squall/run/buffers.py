@@ -115,7 +115,7 @@ class Buffers:
 
     def __init__(self, model: nn.Module, offset: int, dtype: torch.dtype, device: torch.device) -> None:
         self._floats = _Rebased(_owners(model, torch.Tensor.is_floating_point), dtype, device)
-        self._integers = _Rebased(_owners(model, lambda buffer: not buffer.is_floating_point()), torch.int64, device)
+        self._integers = _Rebased(_owners(model, _is_whole), torch.int64, device)
         self.start, self.stop = offset, offset + self._floats.size
         self.num_integers = self._integers.size
         self._change: torch.Tensor | None = None
@@ -190,6 +190,11 @@ class Buffers:
             f"the integer buffer {names[0]} changes differently in two passes of one step",
             [("rule", "integer buffers have no mean: every virtual worker must change them alike")],
         )
+
+
+def _is_whole(buffer: torch.Tensor) -> bool:
+    """Integers and truth values; complex tables are left alone, as no layer's pass changes them."""
+    return not buffer.is_floating_point() and not buffer.is_complex()
 
 
 def _owners(model: nn.Module, kind: Callable[[torch.Tensor], bool]) -> dict[str, list[_Slot]]:

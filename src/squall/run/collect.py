@@ -5,6 +5,8 @@ Blocks may have different numbers of rows, which Gloo's all-gather refuses; each
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from squall.cluster.world import World
-from squall.errors import RunError
+from squall.errors import InputError, RunError, SquallError
 
 _DTYPES = (
     torch.float32,
@@ -59,7 +61,7 @@ def say(world: World, text: str, source: int = 0) -> str:
     """One rank's text, on every rank (the others' argument is ignored)."""
     if world.group is None:
         return text
-    data = torch.tensor(list(text.encode()), dtype=torch.uint8)
+    data = torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8)[: len(text.encode())]
     length = broadcast(world, torch.tensor([len(data)], device=world.device), source)
     buffer = (
         data.to(world.device)
@@ -68,7 +70,29 @@ def say(world: World, text: str, source: int = 0) -> str:
     )
     if int(length):
         broadcast(world, buffer, source)
-    return bytes(buffer.tolist()).decode()
+    return buffer.cpu().numpy().tobytes().decode()
+
+
+def on_main(world: World, do: Callable[[], str | None]) -> str:
+    """What a function gives on rank 0, on every rank; an error of rank 0 is raised on all of them.
+
+    Raises:
+        InputError: as raised there; or what the system said, on every rank.
+    """
+    said: dict[str, Any] = {}
+    if world.rank == 0:
+        try:
+            said = {"text": do() or ""}
+        except SquallError as error:
+            said = {"error": [error.headline, error.rows, error.hint]}
+        except OSError as error:
+            said = {"error": [f"{error.filename or 'a file'}: {error.strerror or error}", [], ""]}
+    heard = json.loads(say(world, json.dumps(said)))
+    if "error" in heard:
+        headline, rows, hint = heard["error"]
+        raise InputError(headline, [(label, text) for label, text in rows], hint)
+    text: str = heard["text"]
+    return text
 
 
 def differing(world: World, text: str) -> list[int]:

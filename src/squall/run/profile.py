@@ -7,6 +7,7 @@ which memory is allocated and kernels are chosen, and is gone.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ class Profile:
             os.environ.pop("KINETO_LOG_LEVEL", None)
 
     def _write(self, looked: Any) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        looked.export_chrome_trace(str(self.path))
         self._profiler = None
+        with suppress(OSError, RuntimeError):  # a full disk ends no run
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            looked.export_chrome_trace(str(self.path))

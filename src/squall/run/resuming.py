@@ -20,7 +20,8 @@ from squall.checkpoint.layout import DTYPES, Entry, lengths
 from squall.cluster.world import World
 from squall.errors import InputError
 from squall.run import state
-from squall.run.collect import broadcast, say
+from squall.run.collect import broadcast, on_main
+from squall.run.folder import CHECKPOINTS, RECORDS, STARTED
 from squall.run.spec import RunSpec
 
 
@@ -30,7 +31,7 @@ class Found:
 
     Attributes:
         body: of its manifest.
-        tensors: its state by name, on the run's device.
+        tensors: its state by name, on the CPU.
         passed_over: newer ones that are not whole, as (name, reason).
     """
 
@@ -44,55 +45,79 @@ class Found:
         return int(self.body["step"])
 
 
-def find(world: World, folder: Path | None) -> Found | None:
-    """The newest whole checkpoint of a folder, on all ranks.
+def find(world: World, path: Path | None, spec: RunSpec) -> Found | None:
+    """The newest whole checkpoint of a run, on all ranks; None where it was never saved.
 
     Arguments:
-        folder: of the checkpoints, on rank 0; None: look at nothing.
+        path: of the run's folder, on rank 0.
+        spec: of the run that is to go on.
 
     Raises:
-        InputError: a newer Squall wrote it.
+        InputError: there are checkpoints and none is whole; a newer Squall wrote it; its records are gone; a run of
+            other numbers that was never saved.
     """
-    checkpoint, said = None, "{}"
-    if world.rank == 0 and folder is not None:
-        try:
-            checkpoint = files.newest(folder)
-            if checkpoint is not None:
-                said = json.dumps({"body": checkpoint.body, "passed_over": checkpoint.passed_over})
-        except InputError as error:
-            said = json.dumps({"error": [error.headline, error.rows, error.hint]})
-    heard = json.loads(say(world, said))
-    if "error" in heard:
-        headline, rows, hint = heard["error"]
-        raise InputError(headline, [(label, text) for label, text in rows], hint)
+    found: list[files.Checkpoint] = []
+
+    def look() -> str:
+        assert path is not None
+        checkpoint = files.newest(path / CHECKPOINTS)
+        if checkpoint is None:
+            _check_same_start(path, spec)
+            return "{}"
+        check_records(path / RECORDS, checkpoint.body)
+        found.append(checkpoint)
+        return json.dumps({"body": checkpoint.body, "passed_over": checkpoint.passed_over})
+
+    heard = json.loads(on_main(world, look))
     if not heard:
         return None
+    checkpoint = found[0] if found else None
     entries = [Entry.of_json(values) for values in heard["body"]["tensors"]]
     own = dict(checkpoint.vectors()) if checkpoint is not None else {}
     vectors = {}
     for dtype, length in lengths(entries).items():
         vector = own.pop(dtype) if own else torch.empty(length, dtype=DTYPES[dtype])
-        vector = vector.to(world.device)
-        broadcast(world, vector.view(torch.uint8), 0)
-        vectors[dtype] = vector
+        moved = broadcast(world, vector.to(world.device).view(torch.uint8), 0)
+        vectors[dtype] = moved.cpu().view(vector.dtype)  # the device holds what it trains, and not this beside it
     return Found(heard["body"], state.taken_out(entries, vectors), heard["passed_over"])
 
 
-def check_same_run(body: Mapping[str, Any], spec: RunSpec, fingerprint: Mapping[str, Any], anyway: bool) -> None:
+def _check_same_start(path: Path, spec: RunSpec) -> None:
+    """Refuses to begin a run anew in place of another that was begun and never saved.
+
+    Raises:
+        InputError: it had other numbers.
+    """
+    if not (path / RECORDS).exists() or not (path / STARTED).exists():
+        return
+    before = json.loads((path / STARTED).read_text(encoding="utf-8")).get("fields", {})
+    rows = _differing(before, asdict(spec), "in the folder")
+    if rows:
+        raise InputError(
+            f"the folder {path} holds a run of another recipe, which was never saved",
+            [*rows, ("to do", f"the same values, another run folder, or remove {path}")],
+        )
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any], where: str) -> list[tuple[str, str]]:
+    return [
+        (f"{name}={now.get(name)!r}", f"{value!r} {where}") for name, value in before.items() if now.get(name) != value
+    ]
+
+
+def check_same_run(
+    body: Mapping[str, Any], spec: RunSpec, rate: str, fingerprint: Mapping[str, Any], anyway: bool
+) -> None:
     """Refuses a checkpoint of a run with other numbers, or one whose bits this machine would not continue.
 
     Arguments:
+        rate: the schedule, as text.
         anyway: go on with another arithmetic.
 
     Raises:
         InputError: with every field that differs.
     """
-    now = asdict(spec)
-    rows = [
-        (f"{name}={now.get(name)!r}", f"{value!r} in the checkpoint")
-        for name, value in body["spec"].items()
-        if now.get(name) != value
-    ]
+    rows = _differing({**body["spec"], "lr": body["rate"]}, {**asdict(spec), "lr": rate}, "in the checkpoint")
     if rows:
         raise InputError(
             "the checkpoint is of another recipe",

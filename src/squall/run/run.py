@@ -111,6 +111,8 @@ class Run:
         self._folder: folder.Folder | None = None
         self.steps_done = 0
         self.now: Step | None = None
+        self._late: Step | None = None
+        self.rate = ""
         self.body_ended = False
         self._start = beginning.Start()
         self._undo: list[Callable[[], None]] = []
@@ -122,7 +124,7 @@ class Run:
         try:
             precision.check(self.spec.precision, self.world.device)
             if self.path is not None and self.is_main:
-                self._folder = folder.Folder(self.path, goes_on=True)
+                self._folder = folder.Folder(self.path, goes_on=saving is not None)
             self._settings = arithmetic.enter(self.spec, self.world.device)
         except BaseException:
             self.close()
@@ -160,7 +162,7 @@ class Run:
         agree(world, self.fingerprint, spec.reduction == "exact")
         if spec.ema is not None:
             self.ema = Ema([*model.named_parameters(), *model.named_buffers()], spec.ema)
-        self._updates = Updates(self, optimizer, lr)
+        self._updates, self.rate = Updates(self, optimizer, lr), repr(lr)
         self._undo.append(self._updates.remove)
         self.optimizer, self.model = optimizer, model
         self._start = beginning.find(self, self._folder.path if self._folder is not None else None)
@@ -203,25 +205,20 @@ class Run:
         order = stepper.begin(data, collate, num_workers, self._start.first_step)
         stepper.votes = self.saver.votes
         self._announce(stepper, len(data))
-        late: Step | None = None
         try:
-            for index in range(self._start.opened_step, order.num_steps):
+            for index in range(self._start.first_step, order.num_steps):
                 check_open(index, self._ended)
                 plan = order.step(index)
                 step = self.now = Step(stepper, plan, self._updates.set_rate(order.progress(index)), self._diverged)
-                self._start.replay(step)
                 self.body_ended = False
                 before = self._updates.count
                 yield step
                 step.require_complete("the next step")
                 check_updates(index, self._updates.count - before)
+                self.settle_late()
+                self._late = step
                 if plan.ends_epoch or not stepper.late:
-                    self._settle(late)
-                    self._settle(step)
-                    late = None
-                else:
-                    self._settle(late)
-                    late = step
+                    self.settle_late()
                 if plan.ends_epoch:
                     self.book.end_epoch(plan.epoch, index, step.lr)
                     self.book.begin_epoch()
@@ -363,8 +360,9 @@ class Run:
     def _averaged(self) -> AbstractContextManager[None]:
         return self.ema.swapped() if self.ema is not None else nullcontext()
 
-    def _settle(self, step: Step | None) -> None:
+    def settle_late(self) -> None:
         """Looks at a step's loss and notes it; on a GPU one step late, so that nobody waits for the device."""
+        step, self._late = self._late, None
         if step is not None and step.sums is not None:
             step.check_finite()
             self.book.note_step(step)

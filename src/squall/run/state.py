@@ -31,6 +31,8 @@ from squall.checkpoint.layout import Entry
 from squall.errors import InputError, Mistakes, RunError
 from squall.optim.ema import Ema
 
+_KERNELS = ("fused", "foreach", "capturable", "differentiable")
+
 
 @dataclass
 class State:
@@ -43,7 +45,7 @@ class State:
 def model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Parameters and buffers by name, each once."""
     named = [*model.named_parameters(), *model.named_buffers()]
-    return {f"model.{name}": tensor.detach() for name, tensor in named}
+    return {f"model.{name}": plain.real(tensor.detach()) for name, tensor in named}
 
 
 def collect(model: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None) -> State:
@@ -53,11 +55,14 @@ def collect(model: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None)
         RunError: a value that a checkpoint cannot hold.
     """
     state = State(model_tensors(model))
-    extra = {key: value for key, value in model.state_dict().items() if not isinstance(value, torch.Tensor)}
+    named = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    named |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    extra = {key: value for key, value in model.state_dict().items() if key not in named}  # `get_extra_state`
     if extra:
         state.values["model"] = plain.pack(extra, "model.extra", state.tensors)
     state.values["optimizer"] = {
         "class": class_name(optimizer),
+        "defaults": _defaults(optimizer),
         "state": plain.pack(optimizer.state_dict(), "optimizer", state.tensors),
     }
     if ema is not None:
@@ -127,6 +132,9 @@ def _restore_optimizer(
     mistakes = Mistakes("the checkpoint's optimiser")
     if held["class"] != class_name(optimizer):
         mistakes.add(held["class"], f"now it is {class_name(optimizer)}")
+    for name, now in _defaults(optimizer).items():
+        if held["defaults"].get(name, now) != now:
+            mistakes.add(f"{name}={held['defaults'][name]}", f"now {now}")
     saved = plain.unpack(held["state"], tensors)
     before, now = saved["param_groups"], optimizer.state_dict()["param_groups"]
     if [len(group["params"]) for group in before] != [len(group["params"]) for group in now]:
@@ -139,14 +147,20 @@ def _restore_optimizer(
     optimizer.load_state_dict({**saved, "state": {}})
     for index, state in saved["state"].items():
         parameter = parameters[index]
-        optimizer.state[parameter] = {name: _placed(value, parameter.device) for name, value in state.items()}
+        counts = any(group.get("capturable") or group.get("fused") for group in optimizer.param_groups)
+        optimizer.state[parameter] = {name: _placed(value, parameter.device, counts) for name, value in state.items()}
 
 
-def _placed(value: Any, device: torch.device) -> Any:
-    """A value of the optimiser's state, tensors where its parameter is; counters of steps stay on the CPU."""
-    if isinstance(value, torch.Tensor):
-        return value.to(device) if value.ndim or device.type == "cpu" else value
+def _placed(value: Any, device: torch.device, counts_there: bool) -> Any:
+    """A value of the optimiser's state, tensors where its parameter is; counters of steps where the rule wants them."""
+    if isinstance(value, torch.Tensor) and (value.ndim or counts_there):
+        return value.to(device)
     return value
+
+
+def _defaults(optimizer: torch.optim.Optimizer) -> dict[str, str]:
+    """The arguments that an optimiser was built with, as text; without those that choose a kernel."""
+    return {name: repr(value) for name, value in optimizer.defaults.items() if name not in _KERNELS}
 
 
 # -- tensors and the checkpoint's vectors ------------------------------------------------------------------------------
@@ -236,15 +250,12 @@ class Kept:
     def __bool__(self) -> bool:
         return bool(self._objects)
 
-    def state(self) -> dict[str, Any]:
-        """Copies of all states, with the classes they are of."""
-        found: dict[str, Any] = {}
-        for name, value in self._objects.items():
-            tensors: plain.Tensors = {}
-            skeleton = plain.pack(value.state_dict(), f"kept.{name}", tensors)
-            copies = {key: tensor.clone() for key, tensor in tensors.items()}
-            found[name] = {"class": class_name(value), "state": skeleton, "tensors": copies}
-        return found
+    def collect(self, tensors: plain.Tensors) -> dict[str, Any]:
+        """All states with the classes they are of; their tensors are added to `tensors`."""
+        return {
+            name: {"class": class_name(value), "state": plain.pack(value.state_dict(), f"kept.{name}", tensors)}
+            for name, value in self._objects.items()
+        }
 
     def load(self, held: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
         """Puts the states back.

@@ -21,7 +21,7 @@ from squall.errors import RunError
 from squall.metrics import Mean, Metric
 from squall.run.guards import check_loss, check_training_mode
 from squall.run.stepper import Clock
-from squall.run.sums import SavedSums, StepSums
+from squall.run.sums import StepSums
 
 if TYPE_CHECKING:
     from squall.run.stepper import Stepper
@@ -47,21 +47,12 @@ class Step:
         self.lr = lr
         self.seconds = 0.0  # when its update was applied, since the run's start
         self.seconds_whole = 0.0  # from its opening to its update
-        self.sums: StepSums | SavedSums | None = None
+        self.sums: StepSums | None = None
         self.clock = Clock()
-        self.is_replay = False
         self._open = -1
         self._done = 0
         self._backward_done = True
         self.complete = False
-
-    def replay(self, sums: SavedSums, seconds: float) -> Step:
-        """Makes it the rest of a step that another session updated and did not finish: no batches, no gradients.
-
-        The loop's body runs once more from its update on, which then has nothing to apply.
-        """
-        self.sums, self.seconds, self.is_replay = sums, seconds, True
-        return self
 
     @property
     def plan(self) -> StepPlan:
@@ -70,10 +61,6 @@ class Step:
 
     def __iter__(self) -> Iterator[Any]:
         """This process's passes: batches as the data set collates them, on the run's device."""
-        if self.is_replay:
-            self._stepper.passes.detach()
-            self.complete = True
-            return
         if self._done or self.complete:
             raise RunError("a step was iterated twice", [("rule", "loop over a step once: `for batch in step:`")])
         leaves = self._stepper.open_step(self._plan)

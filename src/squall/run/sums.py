@@ -6,7 +6,7 @@ processor wait for the device in every step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -83,13 +83,3 @@ class StepSums:
         """(sum, count) of each metric."""
         rest = self._values[self._metrics_at :]
         return {name: (rest[2 * i], rest[2 * i + 1]) for i, name in enumerate(self._names)}
-
-
-class SavedSums:
-    """The sums of a step that another session computed, as a checkpoint holds them."""
-
-    def __init__(self, loss: float, count: float, samples: float, metrics: Mapping[str, tuple[float, float]]) -> None:
-        self.loss, self.count, self.samples = loss, count, samples
-        self.metrics = {name: (float(total), float(number)) for name, (total, number) in metrics.items()}
-        self.votes: dict[str, float] = dict.fromkeys(VOTES, 0.0)
-        self.busy: list[float] = []

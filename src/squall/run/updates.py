@@ -21,7 +21,7 @@ class Updates:
     """Counts updates, and refuses those that would apply nothing.
 
     Arguments:
-        run: tells which step is open; its averages, clock and saver hear of each update.
+        run: tells which step is open; its averages and clock hear of each update.
         optimizer: the user's.
         rate: to be set before each update; None: the groups' own rates stay.
     """
@@ -58,17 +58,15 @@ class Updates:
         if step is None or stepper is None:
             return
         step.require_complete("optimizer.step()")
-        # a step of fp16 that overflowed has no gradients, and means it; so has the rest of one that was broken off
-        if not stepper.scale.active and not step.is_replay:
+        if not stepper.scale.active:  # a step of fp16 that overflowed has no gradients, and means it
             check_gradients(step.index, stepper.parameters)
 
     def _after(self, *_: Any) -> None:
         self.count += 1
         run, step = self._run, self._run.now
-        if step is None or step.is_replay:
+        if step is None:
             return
         if run.ema is not None:
             run.ema.update()
         run.book.note_update(step)
         run.steps_done = step.index + 1
-        run.saver.updated(step)

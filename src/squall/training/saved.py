@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from squall.errors import InputError
 from squall.recipe import Recipe, to_toml
 from squall.recipe import load as load_recipe
-from squall.run.folder import EMA_WEIGHTS, RECIPE, RECORDS, RESULT, WEIGHTS
+from squall.run.folder import EMA_WEIGHTS, RECIPE, RECORDS, RESULT, WEIGHTS, write_text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -92,26 +92,28 @@ def write_recipe(run: Run, recipe: Recipe) -> None:
     Raises:
         InputError: it is another; with every field that differs.
     """
-    if run.path is None:
-        return
-    path, rows = run.path / RECIPE, []
-    if run.is_main:
-        if path.exists() and (run.path / RECORDS).exists():
-            rows = _differences(load_recipe(path), recipe)
-        if not rows:
-            path.write_text(to_toml(recipe), encoding="utf-8")
-    from squall.run.collect import say
+    from squall.run.collect import on_main
 
-    heard = json.loads(say(run.world, json.dumps(rows)))
-    if heard:
-        raise InputError(
-            f"the run in {run.path} was begun by another recipe",
-            [
-                *((str(field), str(found)) for field, found in heard),
-                ("rule", "a run is gone on with by the recipe that it began with"),
-                ("to do", f"squall resume {run.path}; or another folder for a new run"),
-            ],
-        )
+    def write() -> None:
+        if run.path is None:
+            return
+        path = run.path / RECIPE
+        text = to_toml(recipe)
+        if path.exists() and path.with_name(RECORDS).exists():
+            before = load_recipe(path)
+            rows = _differences(before, recipe)
+            if rows:
+                raise InputError(
+                    f"the run in {path.parent} was begun by another recipe",
+                    [
+                        *rows,
+                        ("rule", "a run is gone on with by the recipe that it began with"),
+                        ("to do", f"squall resume {path.parent}; or another folder for a new run"),
+                    ],
+                )
+        write_text(path, text)
+
+    on_main(run.world, write)
 
 
 def _differences(before: Recipe, now: Recipe) -> list[tuple[str, str]]:
