@@ -1,4 +1,4 @@
-"""What Squall's book-keeping costs a step: records, the split of time, votes, a terminal's progress, generators' states.
+"""What Squall's book-keeping costs a step: records, the split of time, votes, progress on a terminal.
 
     python benchmarks/overhead.py [--steps 1200]
 
@@ -80,17 +80,16 @@ def measure(num_steps: int, size: int, width: int, worker: int) -> dict[str, flo
 
 
 def _times(run: squall.Run, model: nn.Module, data: Any, num_steps: int) -> dict[bool, list[float]]:
-    note_step, updated, votes = run.book.note_step, run.saver.updated, run.saver.votes
+    note_step, votes = run.book.note_step, run.saver.votes
     end_step, end_epoch, hear = run.saver.end_step, run.book.end_epoch, run.saver.hear
     times: dict[bool, list[float]] = {True: [], False: []}
-    before, kind, at = 0.0, True, 0
+    before, kind = 0.0, True
     stepper = run.stepper
     assert stepper is not None
-    for step in run.steps(data):
+    for at, step in enumerate(run.steps(data), 1):
         now = time.process_time()
-        if at > 4 * BLOCK and at % BLOCK:
+        if at > 4 * BLOCK and at % BLOCK != 1:
             times[kind].append(now - before)
-        at += 1
         if at == num_steps:
             break
         if at % BLOCK == 0:
@@ -99,7 +98,6 @@ def _times(run: squall.Run, model: nn.Module, data: Any, num_steps: int) -> dict
             saver: Any = run.saver
             book.note_step = note_step if kind else lambda step: None
             book.end_epoch = end_epoch if kind else lambda *_: None
-            saver.updated = updated if kind else lambda step: None
             saver.end_step = end_step if kind else lambda *_: None
             saver.hear = hear if kind else lambda votes: None
             stepper.votes = votes if kind else lambda: (0.0,) * len(VOTES)

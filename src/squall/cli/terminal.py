@@ -1,7 +1,7 @@
 """Shows a run's records to a person: a header, a row an epoch, a live bar in between, and what it came to.
 
 Rank 0 prints while the other processes wait for it at the next reduction, so printing must cost nothing: the bar is
-drawn at most five times a second, from the training's own thread (a drawing thread would contend for its core), and
+drawn at most twice a second, from the training's own thread (a drawing thread would contend for its core), and
 only where the output is a terminal.
 """
 
@@ -22,7 +22,7 @@ from squall.events import resumed, save_failed, slow
 from squall.recipe import Recipe
 from squall.records import Ended, EpochEnded, Noted, Record, SaveFailed, Sink, Slow, Started, Stepped
 
-_REDRAW_S = 0.2
+_REDRAW_S = 0.5
 
 
 class Terminal:
@@ -155,6 +155,7 @@ class Bar:
         self._task = self._progress.add_task("", text="")
         self._drawn = 0.0
         self._shown = False
+        self._first: Stepped | None = None
 
     def step(self, record: Stepped, started: Started) -> None:
         """Draws the bar, if it was not drawn just now."""
@@ -185,10 +186,13 @@ class Bar:
 
     close = clear
 
-    @staticmethod
-    def _left(record: Stepped, started: Started) -> str:
-        done = record.step + 1 - started.start_step
-        seconds = round(record.seconds / max(done, 1) * (started.num_steps - record.step - 1))
+    def _left(self, record: Stepped, started: Started) -> str:
+        """From this session's own speed: another number of processes may have begun the run."""
+        if self._first is None:
+            self._first = record
+            return ""
+        pace = (record.seconds - self._first.seconds) / max(record.step - self._first.step, 1)
+        seconds = round(pace * (started.num_steps - record.step - 1))
         return f"{seconds // 60}:{seconds % 60:02} left"
 
 
