@@ -16,7 +16,7 @@ from squall.cluster.world import World
 from squall.records import EpochEnded, Record, Slow
 from tests.jobs import run_job
 
-_NAP_S = 0.002
+_NAP_S = 0.01
 
 
 class Photos:
@@ -51,7 +51,8 @@ def test_a_slow_rank_is_named_and_waited_for(tmp_path: Path) -> None:
     assert min(record.ratio for record in named) > 1.5
     epochs = [record for record in found if isinstance(record, EpochEnded)]
     for epoch in epochs[1:]:
-        assert epoch.pace[2] > _NAP_S > epoch.pace[0]
+        assert epoch.pace[2] > _NAP_S
+        assert epoch.pace[2] > 1.5 * epoch.pace[0]
         assert epoch.spent["wait"] > epoch.spent["communication"]
         assert epoch.spent["wait"] > 8 * _NAP_S  # its share of two steps, 16 samples, less what rank 0 computes itself
     kinds = [json.loads(line)["kind"] for line in (tmp_path / "run" / "sessions.jsonl").read_text().splitlines()]
