@@ -64,26 +64,24 @@ def blocked(folder: Path) -> dict[str, Any]:
 
 def writing(folder: Path, rounds: int) -> dict[str, Any]:
     """One process that saves and nothing else, in turns with a plain write."""
-    run = squall.Run(folder / "alone", epochs=1, global_batch_size=4, worker_batch_size=4, checkpoint="never")
+    run = squall.Run(folder / "alone", epochs=rounds + 2, global_batch_size=4, worker_batch_size=4, checkpoint="1step")
     model = build("resnet50", {"num_classes": 1000})
     run.setup(model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9))
-    data = [(torch.randn(3, 64, 64), index) for index in range(8)]
-    saves, plain = [], []
+    data = [(torch.randn(3, 64, 64), index) for index in range(4)]
+    saves, plain, size = [], [], 0
     for step in run.steps(data):
+        run.saver.finish()  # that of the step before
+        if step.index > 1:  # the first one makes the memory
+            records = map(json.loads, (folder / "alone" / "sessions.jsonl").read_text().splitlines())
+            record = [record for record in records if record["kind"] == "saved"][-1]
+            size = record["num_bytes"]
+            saves.append(record["seconds"])
+            while list((folder / "alone" / "checkpoints").glob(".*")):  # an older one is being removed
+                time.sleep(0.01)
+            plain.append(plain_write(folder / "plain", size))
         for images, labels in step:
             step.backward(F.cross_entropy(model(images), labels, reduction="sum"))
         run.optimizer.step()
-        if step.index == 1:
-            size = 0
-            for number in range(rounds + 1):
-                run.saver.save()
-                run.saver.finish()
-                record = json.loads((folder / "alone" / "sessions.jsonl").read_text().splitlines()[-1])
-                size = record["num_bytes"]
-                found = plain_write(folder / "plain", size)
-                if number:
-                    saves.append(record["seconds"])
-                    plain.append(found)
     run.close()
     return {
         "save_s": statistics.median(saves),
@@ -97,7 +95,7 @@ def writing(folder: Path, rounds: int) -> dict[str, Any]:
 
 def plain_write(path: Path, size: int) -> float:
     """Seconds of one sequential write with fsync."""
-    data = memoryview(bytes(size))
+    data = memoryview(os.urandom(1 << 20) * (size // (1 << 20)) + os.urandom(size % (1 << 20)))  # no zero pages
     started = time.perf_counter()
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     while data:

@@ -26,6 +26,7 @@ from squall.checkpoint import layout
 _NOT_FOR_IT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """Signals to a whole process group: the rank decides when to leave."""
 
+_TIDIES_S = 10.0
 _WRITER = Path(__file__).with_name("writer.py")
 
 
@@ -132,12 +133,18 @@ class Background:
         process, self._process = self._process, None
         if process is None:
             return
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                with suppress(OSError):
-                    pipe.close()
-        process.kill()  # its pipe may be open in loader processes, so that it would wait for more
+        assert process.stdin is not None
+        assert process.stdout is not None
+        if self.busy:
+            process.kill()
+        with suppress(OSError):
+            process.stdin.write(b"null\n")
+            process.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_TIDIES_S)  # it may be removing an older checkpoint
+        process.kill()
         process.wait()
+        process.stdout.close()
 
     def _spawn(self) -> None:
         self._end_process()

@@ -47,11 +47,14 @@ def main(fd: int, parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != parent:
         return
+    memory = Memory(fd)
     for line in sys.stdin:
         order = json.loads(line)
+        if order is None:  # no more; the pipe's end would be seen only when loader processes have closed it too
+            return
         started = time.monotonic()
         try:
-            answer = follow(order, fd)
+            answer = follow(order, memory)
         except OSError as error:
             answer = {"error": error.strerror or str(error)}
         except Exception as error:
@@ -59,9 +62,32 @@ def main(fd: int, parent: int) -> None:
         answer |= {"step": order["step"], "seconds": time.monotonic() - started}
         sys.stdout.write(f"{json.dumps(answer)}\n")
         sys.stdout.flush()
+        if "error" not in answer:
+            tidy(order)
 
 
-def follow(order: dict[str, Any], fd: int) -> dict[str, Any]:
+class Memory:
+    """The shared memory, mapped once: faulting its pages in again would cost as much as writing them.
+
+    Arguments:
+        fd: of the memory, which the rank makes larger when it needs to.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._map: mmap.mmap | None = None
+
+    def view(self, size: int) -> memoryview:
+        """Its first bytes."""
+        if self._map is None or len(self._map) < size:
+            if self._map is not None:
+                self._map.close()
+            whole = os.fstat(self._fd).st_size
+            self._map = mmap.mmap(self._fd, whole, mmap.MAP_SHARED | mmap.MAP_POPULATE, mmap.PROT_READ)
+        return memoryview(self._map)[:size]
+
+
+def follow(order: dict[str, Any], memory: Memory) -> dict[str, Any]:
     """Writes one rank's file; rank 0's writer also makes the checkpoint of it.
 
     Arguments:
@@ -77,7 +103,7 @@ def follow(order: dict[str, Any], fd: int) -> dict[str, Any]:
             folder.mkdir(parents=True)
         else:
             _wait_for(folder)
-        part = _write_part(folder / f"{order['name']}.safetensors", order["header"].encode(), fd, order["bytes"])
+        part = _write_part(folder / f"{order['name']}.safetensors", order["header"].encode(), memory, order["bytes"])
         _publish(folder / f"{order['name']}.json", json.dumps(part))
         if "final" not in order:
             return {}
@@ -120,7 +146,7 @@ def _wait_for(folder: Path) -> None:
         time.sleep(_POLL_S)
 
 
-def _write_part(path: Path, header: bytes, fd: int, size: int) -> dict[str, Any]:
+def _write_part(path: Path, header: bytes, memory: Memory, size: int) -> dict[str, Any]:
     """Writes a safetensors file: the length of the header, the header, the bytes."""
     head = len(header).to_bytes(8, "little") + header
     digest = hashlib.sha256(head)
@@ -128,7 +154,7 @@ def _write_part(path: Path, header: bytes, fd: int, size: int) -> dict[str, Any]
     try:
         _write_all(file, memoryview(head))
         if size:
-            with mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ) as memory, memoryview(memory) as data:
+            with memory.view(size) as data:
                 hashing = threading.Thread(target=_hash, args=(digest, data))
                 hashing.start()
                 try:
@@ -180,12 +206,17 @@ def _complete(folder: Path, order: dict[str, Any]) -> dict[str, Any]:
         final.rename(folder.parent / f"{_GONE}{final.name}-{os.getpid()}")
     folder.rename(final)
     _sync(final.parent)
-    for name in order["remove"]:
-        with contextlib.suppress(OSError):
-            (final.parent / name).rename(final.parent / f"{_GONE}{name}-{os.getpid()}")
-    for gone in final.parent.glob(f"{_GONE}*"):
-        shutil.rmtree(gone, ignore_errors=True)
     return {"bytes": len(text) + sum(file["bytes"] for file in files)}
+
+
+def tidy(order: dict[str, Any]) -> None:
+    """Removes older checkpoints once the new one is whole: renamed first, so that no name is ever half of one."""
+    folder = Path(order["folder"]).parent
+    for name in order.get("remove", ()):
+        with contextlib.suppress(OSError):
+            (folder / name).rename(folder / f"{_GONE}{name}-{os.getpid()}")
+    for gone in folder.glob(f"{_GONE}*") if "final" in order else ():
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def _part_of(folder: Path, name: str, now: Callable[[], float] = time.monotonic) -> dict[str, Any]:
