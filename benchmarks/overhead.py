@@ -3,7 +3,7 @@
     python benchmarks/overhead.py [--steps 1200]
 
 In one process, every other step runs without it (the calls are taken out), and the processor time of both kinds is
-compared, in blocks so that a drift of the machine falls on both. The digits' recipe is the hardest case that is
+compared, step by step, so that a drift of the machine falls on both. The digits' recipe is the hardest case that is
 shipped: its steps take some milliseconds; those of cifar10 take ten times as long.
 """
 
@@ -30,7 +30,7 @@ from squall.model import build
 from squall.recipe import load
 from squall.run.sums import VOTES
 
-BLOCK = 8  # steps of one kind in a row
+WARM = 60  # steps: imports, memory, kernels
 
 
 class FakeTerminal(io.StringIO):
@@ -75,8 +75,12 @@ def measure(num_steps: int, size: int, width: int, worker: int) -> dict[str, flo
         run.setup(model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9))
         times = _times(run, model, data, num_steps)
         run.close()
-    with_, without = (statistics.median(times[kind]) for kind in (True, False))
-    return {"with_s": with_, "without_s": without, "share": (with_ - without) / without}
+    pairs = list(zip(times[True], times[False], strict=False))
+    without = statistics.median(times[False])
+    share = statistics.median(a - b for a, b in pairs) / without
+    error = 1.25 * statistics.stdev(a - b for a, b in pairs) / len(pairs) ** 0.5 / without  # of a median
+    rare = (statistics.fmean(times[True]) - statistics.fmean(times[False])) / without
+    return {"without_s": without, "share": share, "share_error": error, "share_of_means": rare, "pairs": len(pairs)}
 
 
 def _times(run: squall.Run, model: nn.Module, data: Any, num_steps: int) -> dict[bool, list[float]]:
@@ -88,19 +92,18 @@ def _times(run: squall.Run, model: nn.Module, data: Any, num_steps: int) -> dict
     assert stepper is not None
     for at, step in enumerate(run.steps(data), 1):
         now = time.process_time()
-        if at > 4 * BLOCK and at % BLOCK != 1:
+        if at > WARM:
             times[kind].append(now - before)
         if at == num_steps:
             break
-        if at % BLOCK == 0:
-            kind = not kind
-            book: Any = run.book
-            saver: Any = run.saver
-            book.note_step = note_step if kind else lambda step: None
-            book.end_epoch = end_epoch if kind else lambda *_: None
-            saver.end_step = end_step if kind else lambda *_: None
-            saver.hear = hear if kind else lambda votes: None
-            stepper.votes = votes if kind else lambda: (0.0,) * len(VOTES)
+        kind = not kind
+        book: Any = run.book
+        saver: Any = run.saver
+        book.note_step = note_step if kind else lambda step: None
+        book.end_epoch = end_epoch if kind else lambda *_: None
+        saver.end_step = end_step if kind else lambda *_: None
+        saver.hear = hear if kind else lambda votes: None
+        stepper.votes = votes if kind else lambda: (0.0,) * len(VOTES)
         before = time.process_time()
         for images, labels in step:
             step.backward(F.cross_entropy(model(images), labels, reduction="sum"))
