@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
