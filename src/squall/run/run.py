@@ -60,8 +60,7 @@ class Run:
         fields: the numbers of `RunSpec`, by name: epochs, global_batch_size, worker_batch_size, seed, ...
 
     Raises:
-        InputError: contradicting numbers, an unwritable or busy folder, or one with a run that is finished. A run
-            that is not goes on.
+        InputError: contradicting numbers, an unwritable or busy folder, or one with a run that came to its end.
 
     Example:
         >>> import torch, squall
@@ -101,19 +100,16 @@ class Run:
         self.book = Book(sinks if self.is_main else (), self.world.rank, self.world.size)
         self.ema: Ema | None = None
         self.fingerprint: dict[str, Any] = {}
-        self.data_digest = ""
+        self.data_digest = self.rate = ""
         self.stepper: Stepper | None = None
-        self.trackers, self.other_arithmetic = tuple(trackers), other_arithmetic
-        self.wants_profile = profile
+        self.trackers, self.other_arithmetic, self.wants_profile = tuple(trackers), other_arithmetic, profile
         self.started: Mapping[str, Any] | None = None
         self.config: Mapping[str, Any] | None = None
         self.saver = Saver(self, saving)
         self._folder: folder.Folder | None = None
-        self.steps_done = 0
         self.now: Step | None = None
         self._late: Step | None = None
-        self.rate = ""
-        self.body_ended = False
+        self.steps_done, self.body_ended = 0, False
         self._start = beginning.Start()
         self._undo: list[Callable[[], None]] = []
         self._iteration: Iterator[Step] | None = None
@@ -200,8 +196,7 @@ class Run:
     def _steps(
         self, stepper: Stepper, data: Any, collate: Callable[..., Any] | None, num_workers: int
     ) -> Iterator[Step]:
-        wanted = self.saver.is_on
-        self.data_digest = check_same_data(self.world, data, collate, self.spec.seed, wanted=wanted)
+        self.data_digest = check_same_data(self.world, data, collate, self.spec.seed, wanted=self.saver.is_on)
         order = stepper.begin(data, collate, num_workers, self._start.first_step)
         stepper.votes = self.saver.votes
         self._announce(stepper, len(data))
