@@ -12,9 +12,11 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
+
+_to_json = json.JSONEncoder(allow_nan=False).encode
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,11 @@ class Record:
 
     def to_json(self) -> str:
         """One line of strict JSON; numbers that are not finite become strings ("nan", "inf")."""
-        return json.dumps(finite({"kind": self.kind, **asdict(self)}), allow_nan=False)
+        fields = {"kind": self.kind, **vars(self)}
+        try:
+            return _to_json(fields)  # every step's way: five times as fast as looking at each number first
+        except (TypeError, ValueError):
+            return _to_json(finite(fields))
 
 
 @dataclass(frozen=True)

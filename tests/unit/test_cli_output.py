@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from squall.cli.sizes import order_of
 from squall.cli.terminal import Bar, Terminal, json_lines
 from squall.recipe import Recipe, load, override, read
 from squall.records import Ended, EpochEnded, Noted, Record, Started, Stepped
+from squall.report.ledger import sentence
+from squall.units import duration
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 ABOUT = Words("1,437 train + 360 test images of 8x8, 10 classes (inside the package)", "resnet8", "images")
@@ -235,16 +238,17 @@ def test_a_task_without_accuracy_ends_with_what_it_measures() -> None:
 def test_the_ledger_tells_skipped_and_uneven_reads() -> None:
     uneven = {"samples": 29, "distinct": 10, "least": 2, "most": 3, "skipped": 1}
     skipped = "1 read skipped: images that do not decode"
-    assert summary.ledger(uneven) == f"29 samples: each of 10 seen 2 to 3 times; {skipped}"
+    assert sentence(uneven) == f"29 samples: each of 10 seen 2 to 3 times; {skipped}"
     once = {"samples": 10, "distinct": 10, "least": 1, "most": 1}
-    assert summary.ledger(once) == "10 samples: each of 10 seen exactly once"
+    assert sentence(once) == "10 samples: each of 10 seen exactly once"
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(4.61, "4.6 s"), (99.96, "1 min 40 s"), (754.0, "12 min 34 s"), (7500.0, "2 h 5 min")]
+    ("seconds", "text"),
+    [(4.61, "4.6 s"), (99.96, "1 min 40 s"), (754.0, "12 min 34 s"), (7500.0, "2 h 5 min"), (273_600.0, "3 d 4 h")],
 )
 def test_durations_read_as_a_person_says_them(seconds: float, text: str) -> None:
-    assert summary.duration(seconds) == text
+    assert duration(seconds) == text
 
 
 class Screen(io.StringIO):
@@ -258,8 +262,7 @@ def test_a_thousand_steps_in_a_second_redraw_the_bar_at_most_ten_times(monkeypat
     now = [100.0]
     monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
     drawn = []
-    monkeypatch.setattr(terminal.Progress, "refresh", lambda self: drawn.append(now[0]))
-    monkeypatch.setattr(terminal.Progress, "start", lambda self: None)
+    monkeypatch.setattr(terminal.Live, "refresh", lambda self: drawn.append(now[0]))
     bar = Bar(terminal.Console(file=Screen(), force_terminal=True))
     beginning = started(load("digits"))
     for index in range(1000):
@@ -280,3 +283,16 @@ def test_on_a_terminal_the_bar_shows_the_step_and_goes_before_a_row_is_printed(m
     assert "epoch  1 of 30" in text
     assert "step 1 of 360   loss 2.3000" in text
     assert text.index("step 1 of 360") < text.index("test accuracy 98.06 %")
+
+
+@pytest.mark.parametrize(("no_color", "rest"), [(False, "━"), (True, " ")])
+def test_without_colours_the_bar_still_shows_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, no_color: bool, rest: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    out = Screen()
+    bar = Bar(terminal.Console(file=out, force_terminal=True, color_system="standard", no_color=no_color))
+    bar.step(Stepped(149, 12, 128, 1.0, 0.1, 0.1), started(load("digits")))  # 6 of 12 in epoch 13
+    bar.close()
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
+    assert f"epoch 13 of 30 {'━' * 15}{rest * 15} step 150 of 360" in plain

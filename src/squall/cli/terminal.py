@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from typing import TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.live import Live
+from rich.text import Text
 
 from squall.cli.header import Words, header
 from squall.cli.sizes import num_passes
@@ -23,6 +24,7 @@ from squall.recipe import Recipe
 from squall.records import Ended, EpochEnded, Noted, Record, SaveFailed, Sink, Slow, Started, Stepped
 
 _REDRAW_S = 0.5
+_WIDTH = 30  # of the bar
 
 
 class Terminal:
@@ -144,15 +146,8 @@ class Bar:
     """The epoch at hand: how far it is and what the loss is now."""
 
     def __init__(self, console: Console) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
-            TextColumn("{task.fields[text]}"),
-            console=console,
-            auto_refresh=False,
-            transient=True,
-        )
-        self._task = self._progress.add_task("", text="")
+        self._live = Live(console=console, auto_refresh=False, transient=True)
+        self._rest = "━" if console.color_system and not console.no_color else " "
         self._drawn = 0.0
         self._shown = False
         self._first: Stepped | None = None
@@ -164,24 +159,25 @@ class Bar:
             return
         self._drawn = now
         if not self._shown:
-            self._progress.start()
+            self._live.start()
             self._shown = True
         per_epoch = max(started.steps_per_epoch, 1)
-        done = record.step + 1 - record.epoch * per_epoch
-        where = f"step {record.step + 1:,} of {started.num_steps:,}"
-        self._progress.update(
-            self._task,
-            description=f"epoch {record.epoch + 1:>{len(str(started.epochs))}} of {started.epochs}",
-            completed=max(min(done, per_epoch), 0),
-            total=per_epoch,
-            text=f"{where}   loss {record.loss:.4f}   {self._left(record, started)}",
+        done = min(max(record.step + 1 - record.epoch * per_epoch, 0), per_epoch) * _WIDTH // per_epoch
+        bar = Text.assemble(
+            f"epoch {record.epoch + 1:>{len(str(started.epochs))}} of {started.epochs} ",
+            ("━" * done, "bar.complete"),
+            (self._rest * (_WIDTH - done), "bar.back"),
+            f" step {record.step + 1:,} of {started.num_steps:,}",
+            f"   loss {record.loss:.4f}   {self._left(record, started)}",
+            no_wrap=True,
+            overflow="ellipsis",
         )
-        self._progress.refresh()
+        self._live.update(bar, refresh=True)
 
     def clear(self) -> None:
         """Takes it away for a line to be printed; the next step draws it anew."""
         if self._shown:
-            self._progress.stop()
+            self._live.stop()
             self._shown = False
 
     close = clear

@@ -51,6 +51,7 @@ class Book:
         self._trackers: list[Any] = []
         self.started = time.perf_counter()
         self.epochs: list[EpochEnded] = []
+        self._plain_epochs: list[Any] = []  # the same, as a checkpoint has them
         self.logged: dict[str, float] = {}
         self._val: dict[str, float] = {}
         self._test: dict[str, float] = {}
@@ -173,6 +174,7 @@ class Book:
             test=dict(self._test),
         )
         self.epochs.append(record)
+        self._plain_epochs.append(finite(vars(record)))
         self._val.clear()
         self._test.clear()
         self._totals.clear()
@@ -206,24 +208,24 @@ class Book:
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: plain values."""
-        state = {
-            "totals": self._totals,
-            "val": self._val,
-            "test": self._test,
-            "logged": self.logged,
-            "epochs": [vars(epoch) for epoch in self.epochs],
-            "seconds": self.seconds,
-            "epoch": {"elapsed": self._elapsed(), "samples": self._samples, "spent": self._spent},
-        }
-        kept: dict[str, Any] = finite(state)
-        return kept
+        state: dict[str, Any] = finite(
+            {
+                "totals": self._totals,
+                "val": self._val,
+                "test": self._test,
+                "logged": self.logged,
+                "seconds": self.seconds,
+                "epoch": {"elapsed": self._elapsed(), "samples": self._samples, "spent": self._spent},
+            }
+        )
+        return state | {"epochs": list(self._plain_epochs)}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Goes on from a checkpoint."""
         numbers = _numbers(state)
         self._totals, self.logged = numbers["totals"], numbers["logged"]
         self._val, self._test = numbers["val"], numbers["test"]
-        self.epochs = [EpochEnded(**epoch) for epoch in numbers["epochs"]]
+        self.epochs, self._plain_epochs = [EpochEnded(**epoch) for epoch in numbers["epochs"]], list(state["epochs"])
         self.started = time.perf_counter() - numbers["seconds"]
         self._carried = numbers["epoch"]
 
