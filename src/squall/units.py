@@ -42,6 +42,18 @@ class Duration:
         return Duration(float(match[1]) * factor, unit)
 
 
+def duration(seconds: float) -> str:
+    """A finite number of seconds as a person says them: 4.6 s, 3 min 20 s, 2 h 5 min, 3 d 4 h."""
+    if seconds < 99.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    if whole < 48 * 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
 def count(number: int) -> str:
     """An integer with thousands separators: 1281167 -> 1,281,167."""
     return f"{number:,}"

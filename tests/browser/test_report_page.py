@@ -6,6 +6,7 @@ import fcntl
 import re
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from squall.records import EpochEnded, Record
+from squall.records import EpochEnded, Record, Stepped
 from squall.report import Live, Reader, document, html
 from tests.browser.chromium import chromium, show
 from tests.fabricated import Made, sessions, write_lines
@@ -220,18 +221,29 @@ def records_of(made: Made) -> list[Record]:
     return made.records(Path("unused"))
 
 
+@contextmanager
+def followed(browser: Any, run: Path) -> Iterator[None]:
+    """The page of a run, served and open."""
+    live = Live([Reader(run)], port=0)
+    thread = threading.Thread(target=live.serve)
+    thread.start()
+    try:
+        show(browser)
+        open_(browser, live.url)
+        yield
+    finally:
+        browser.get("about:blank")
+        live.stop()
+        thread.join()
+
+
 def test_a_page_follows_its_job_without_loading_anew(browser: Any, tmp_path: Path) -> None:
     made = Made(until=2, outcome=None)
     run = made.write(tmp_path / "run")
     rest = records_of(Made(until=6, outcome=None))[len(records_of(made)) :]
     with (run / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        live = Live([Reader(run)], port=0)
-        thread = threading.Thread(target=live.serve)
-        thread.start()
-        try:
-            show(browser)
-            open_(browser, live.url)
+        with followed(browser, run):
             assert browser.title == "run: epoch 3 of 6"
             until(browser, lambda: words(browser, "#live") == "Follows the run.")
             browser.execute_script(
@@ -255,7 +267,16 @@ def test_a_page_follows_its_job_without_loading_anew(browser: Any, tmp_path: Pat
             fcntl.flock(lock, fcntl.LOCK_UN)
             until(browser, lambda: words(browser, "#head .badge") == "killed")
             assert complaints(browser) == []
-        finally:
-            browser.get("about:blank")
-            live.stop()
-            thread.join()
+
+
+def test_an_axis_that_becomes_logarithmic_while_its_page_is_open_says_so_on_its_button(
+    browser: Any, tmp_path: Path
+) -> None:
+    run = Made(until=2, outcome=None).write(tmp_path / "run")
+    pressed = "return document.querySelector(\"[data-block='loss'] [data-do='log']\").ariaPressed;"
+    with followed(browser, run):
+        assert browser.execute_script(pressed) == "false"
+        write_lines(run / "records.jsonl", [Stepped(24, 2, 128, 1e-6, 0.1, 9.0)])
+        until(browser, lambda: browser.execute_script(pressed) == "true")
+        axis = "return document.querySelector(\"[data-block='loss'] .plot\")._fullLayout.yaxis.type;"
+        until(browser, lambda: browser.execute_script(axis) == "log")

@@ -9,7 +9,7 @@ import torch
 
 from squall.engine import doctor, formats
 from squall.engine.doctor import Finding, examine, render, to_json
-from squall.engine.spmd import Outcome
+from squall.engine.verdict import Outcome
 from squall.recipe import load, override
 
 

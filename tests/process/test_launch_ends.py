@@ -7,19 +7,16 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from squall.engine.leftovers import marked
 from squall.engine.outlets import LogFolder
 from squall.engine.spmd import run_ranks
 from squall.engine.verdict import Outcome
 from squall.engine.watch import Grace
-
-MARK = "SQUALL_TEST_MARK"
+from tests.process.launcher import command, launcher, lines
 
 # ranks that exchange numbers with all others, step by step, as training does; one of them comes to harm
 LOCKSTEP = """
@@ -66,29 +63,6 @@ sys.exit(as_rank(main))
 """
 
 
-@pytest.fixture
-def script(tmp_path: Path) -> Callable[[str], str]:
-    def write(text: str) -> str:
-        path = tmp_path / "rank.py"
-        path.write_text(text)
-        return str(path)
-
-    return write
-
-
-@pytest.fixture
-def mark(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[int]]]:
-    """Processes that a test has started, however far from here; none may be left at its end."""
-    value = uuid.uuid4().hex
-    monkeypatch.setenv(MARK, value)
-    yield lambda: marked(f"{MARK}={value}".encode())
-    left = marked(f"{MARK}={value}".encode())
-    for pid in left:
-        with contextlib.suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
-    assert left == []
-
-
 def until(true: Callable[[], object], timeout_s: float) -> bool:
     end = time.monotonic() + timeout_s
     while not true():
@@ -101,9 +75,9 @@ def until(true: Callable[[], object], timeout_s: float) -> bool:
 # -- dead -------------------------------------------------------------------------------------------------------------
 
 
-def harmed(command: str, how: str, timeout_s: float, **options) -> tuple[Outcome, float]:
+def harmed(rank: str, how: str, timeout_s: float, **options) -> tuple[Outcome, float]:
     """The outcome, and the seconds from the harm to it."""
-    outcome = run_ranks([command, how, str(timeout_s)], 3, threads=1, **options)
+    outcome = run_ranks([rank, how, str(timeout_s)], 3, threads=1, **options)
     ended = time.monotonic()
     at = re.search(r"and this to standard error, at ([\d.]+)", outcome.message)
     assert at is not None, outcome.message
@@ -221,14 +195,14 @@ sys.exit(as_rank(main))
 def test_a_rank_killed_for_want_of_memory_is_told_from_others(
     script: Callable[[str], str], mark: Callable[[], list[int]]
 ) -> None:
-    command = [sys.executable, "-c", LAUNCHES, script(HUNGRY)]
+    hungry = script(HUNGRY)
     with little_memory(900_000_000) as group:
         if group is not None:
-            joined = ["sh", "-c", f'echo $$ > {group}/cgroup.procs; exec "$@"', "sh", *command, "for memory", "9"]
+            joined = ["sh", "-c", f'echo $$ > {group}/cgroup.procs; exec "$@"', "sh", *command(hungry, "for memory")]
             done = subprocess.run(joined, capture_output=True, text=True, timeout=60)
             assert "rank 1 of 2 was killed by SIGKILL" in done.stderr
             assert "found        the kernel killed it: its control group is out of memory\n" in done.stderr
-    done = subprocess.run([*command, "by itself", "9"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command(hungry, "by itself"), capture_output=True, text=True, timeout=60)
     assert "often        the machine ran out of memory: dmesg says so\n" in done.stderr
 
 
@@ -257,6 +231,7 @@ def main():
     os.write(1, b"ready\\n") if os.environ["RANK"] == "0" else print("ready")
     while not noted:
         time.sleep(0.01)
+    os.write(1, b"asked\\n")
     time.sleep(0.5)  # saves
     assert loader.poll() is None, "a loader got the signal too"
     loader.kill()
@@ -267,32 +242,13 @@ def main():
 sys.exit(as_rank(main))
 """
 
-LAUNCHES = """
-import sys
-from squall.engine.spmd import launch
-from squall.engine.watch import Grace
-sys.exit(launch([sys.argv[1], sys.argv[2]], 2, threads=1, grace=Grace(leave=float(sys.argv[3]))))
-"""
-
 
 @contextlib.contextmanager
-def launcher(command: str, how: str, leave_s: float = 60.0) -> Iterator[subprocess.Popen[str]]:
+def ready(*arguments: str, leave_s: float = 60.0) -> Iterator[subprocess.Popen[str]]:
     """A launcher whose two ranks are ready."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", LAUNCHES, command, how, str(leave_s)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        bufsize=1,
-        start_new_session=True,
-    )
-    try:
-        assert process.stdout is not None
-        assert [process.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
+    with launcher(*arguments, leave_s=leave_s) as process:
+        assert lines(process, 2) == ["ready\n"] * 2
         yield process
-    finally:
-        process.kill()
-        process.communicate()
 
 
 @pytest.mark.parametrize(
@@ -301,7 +257,7 @@ def launcher(command: str, how: str, leave_s: float = 60.0) -> Iterator[subproce
 def test_a_signal_is_sent_on_to_the_ranks_alone_which_save_and_leave(
     how: signal.Signals, script: Callable[[str], str], mark: Callable[[], list[int]]
 ) -> None:
-    with launcher(script(LEAVES), "leave") as process:
+    with ready(script(LEAVES), "leave") as process:
         process.send_signal(how)
         _, err = process.communicate(timeout=20)
     assert (process.returncode, err) == (128 + how, "")
@@ -311,7 +267,7 @@ def test_a_signal_is_sent_on_to_the_ranks_alone_which_save_and_leave(
 def test_ranks_that_do_not_leave_are_killed_and_named(
     script: Callable[[str], str], mark: Callable[[], list[int]]
 ) -> None:
-    with launcher(script(LEAVES), "one stays", leave_s=1.5) as process:
+    with ready(script(LEAVES), "one stays", leave_s=1.5) as process:
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=20)
     assert process.returncode == 128 + signal.SIGTERM
@@ -319,9 +275,9 @@ def test_ranks_that_do_not_leave_are_killed_and_named(
 
 
 def test_a_second_signal_ends_everything_at_once(script: Callable[[str], str], mark: Callable[[], list[int]]) -> None:
-    with launcher(script(LEAVES), "stay") as process:
+    with ready(script(LEAVES), "stay") as process:
         process.send_signal(signal.SIGINT)
-        time.sleep(0.1)  # the kernel joins equal signals that come at once
+        assert "asked\n" in lines(process, 1)  # else the kernel might join the two
         started = time.monotonic()
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=20)
@@ -331,20 +287,30 @@ def test_a_second_signal_ends_everything_at_once(script: Callable[[str], str], m
 
 LATE = """
 import os, signal, sys
-from squall.engine import spmd
-def sweep(*_):
+from squall.engine import {where} as module
+
+def late(*_):
     os.kill(os.getpid(), signal.SIGTERM)  # while the last is put in order after a death
-    return 0
-spmd.sweep = sweep
-outcome = spmd.run_ranks(["-c", "import os; os.kill(os.getpid(), 9)"], 1, threads=1)
-print(outcome.status, outcome.cause)
+    return real(*_)
+
+from squall.engine.spmd import run_ranks
+real, module.{name} = module.{name}, late
+outcome = run_ranks(["-c", "import os; os.kill(os.getpid(), 9)"], 1, threads=1)
+print(outcome.status, outcome.cause, outcome.headline)
 """
 
 
 def test_a_signal_that_comes_after_the_last_rank_has_ended_is_heard() -> None:
     """Else a job that is preempted as one of its ranks dies would start again."""
-    done = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True, timeout=60)
-    assert done.stdout == "143 left\n"
+    code = LATE.format(where="spmd", name="sweep")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "143 left stopped by SIGTERM; rank 0 of 1 was killed by SIGKILL\n"
+
+
+def test_a_signal_that_comes_too_late_to_be_heard_reaches_the_launchers_own_handler() -> None:
+    code = LATE.format(where="ranks", name="verdict")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, "")
 
 
 def test_a_launcher_under_nohup_does_not_hear_the_hangup(
@@ -352,7 +318,7 @@ def test_a_launcher_under_nohup_does_not_hear_the_hangup(
 ) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with launcher(script(LEAVES), "leave") as process:
+        with ready(script(LEAVES), "leave") as process:
             signal.signal(signal.SIGHUP, before)
             process.send_signal(signal.SIGHUP)
             with pytest.raises(subprocess.TimeoutExpired):
@@ -370,7 +336,7 @@ def test_a_launcher_under_nohup_does_not_hear_the_hangup(
 def test_a_killed_launcher_takes_ranks_and_their_loaders_with_it(
     script: Callable[[str], str], mark: Callable[[], list[int]]
 ) -> None:
-    with launcher(script(FAMILY), "only forks") as process:
+    with ready(script(FAMILY), "only forks") as process:
         assert len(mark()) >= 7  # launcher, ranks, two loaders each
         process.kill()
         process.wait()
@@ -397,15 +363,15 @@ def test_torchrun_killed_takes_its_ranks_with_it(
     shell: bool, script: Callable[[str], str], mark: Callable[[], list[int]]
 ) -> None:
     """torchrun alone leaves them training to their end."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     if shell:
         wrapper = Path(script(TORCHRUN)).with_name("wrapper.sh")
         wrapper.write_text(f"#!/bin/sh\nexec {sys.executable} {script(TORCHRUN)}\n")
         wrapper.chmod(0o755)
-        command += ["--no-python", str(wrapper)]
+        torchrun += ["--no-python", str(wrapper)]
     else:
-        command.append(script(TORCHRUN))
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        torchrun.append(script(TORCHRUN))
+    process = subprocess.Popen(torchrun, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert process.stdout is not None
         assert [process.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
@@ -437,9 +403,10 @@ def test_a_chatty_rank_never_waits_for_a_terminal_that_stands_still(
 ) -> None:
     (tmp_path / "records.jsonl").touch()
     code = (
-        "import sys; from pathlib import Path; from squall.engine.spmd import launch;"
+        "import sys; from pathlib import Path; from squall.engine.spmd import run_ranks;"
         "from squall.engine.outlets import LogFolder; at = Path(sys.argv[2]);"
-        "sys.exit(launch([sys.argv[1]], 2, threads=1, logs=LogFolder(at / 'logs', after=at / 'records.jsonl')))"
+        "folder = LogFolder(at / 'logs', after=at / 'records.jsonl');"
+        "sys.exit(run_ranks([sys.argv[1]], 2, threads=1, logs=folder).status)"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, script(CHATS), str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE

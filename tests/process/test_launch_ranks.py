@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 
 from squall.cluster.world import listener, open_store
-from squall.engine.spmd import as_rank, launch, run_ranks
+from squall.engine.spmd import as_rank, run_ranks
 from squall.errors import InputError
 from tests.leaks import children
+from tests.process.launcher import launcher, lines
 
 DEADLINE_S = 60
 
@@ -52,18 +53,6 @@ def main():
 sys.exit(as_rank(main))
 """
 
-LAUNCHES = "import sys; from squall.engine.spmd import launch; sys.exit(launch([sys.argv[1]], 2, threads=1))"
-
-
-@pytest.fixture
-def script(tmp_path: Path) -> Callable[[str], str]:
-    def write(text: str) -> str:
-        path = tmp_path / "rank.py"
-        path.write_text(text)
-        return str(path)
-
-    return write
-
 
 @pytest.fixture(scope="module", autouse=True)
 def store_opened_once() -> None:
@@ -94,7 +83,8 @@ def test_each_rank_is_told_its_place_and_nothing_of_another_job(
     monkeypatch.setenv("WORLD_SIZE", "9")
     monkeypatch.setenv("OMP_NUM_THREADS", "64")
     arguments = [script(SAYS_PLACE), str(tmp_path), "lr=0.1", "${local_rank}", "$HOME $$", "", "two words"]
-    assert launch(arguments, 3, threads=2, env={"EXTRA": "1"}) == 0
+    monkeypatch.setenv("EXTRA", "1")
+    assert run_ranks(arguments, 3, threads=2).status == 0
     said = [json.loads((tmp_path / str(rank)).read_text()) for rank in range(3)]
     for rank, one in enumerate(said):
         environ = one["environ"]
@@ -107,24 +97,23 @@ def test_each_rank_is_told_its_place_and_nothing_of_another_job(
         assert environ["EXTRA"] == "1"
 
 
-def test_a_mistake_that_all_ranks_find_is_printed_once(
+def test_a_mistake_that_all_ranks_find_is_told_once(
     script: Callable[[str], str], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert launch([script(FAILS), "input"], 3, threads=1) == 2
-    out, err = capfd.readouterr()
-    assert out == ""
-    assert err.splitlines()[0].split() == ["squall:", "2", "mistakes", "in", "cifar10", "(exit", "2)"]
-    assert err.splitlines()[1:] == ["  worker=32   no such field", "see --fields"]
+    outcome = run_ranks([script(FAILS), "input"], 3, threads=1)
+    assert outcome.status == 2
+    head, *rows = outcome.message.splitlines()
+    assert head.split() == ["squall:", "2", "mistakes", "in", "cifar10", "(exit", "2)"]
+    assert rows == ["  worker=32   no such field", "see --fields"]
+    assert capfd.readouterr() == ("", "")
 
 
-def test_an_error_of_one_rank_stops_the_others_and_shows_its_traceback(
-    script: Callable[[str], str], capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert launch([script(FAILS), "own"], 3, threads=1) == 1
-    _, err = capfd.readouterr()
-    assert err.startswith("squall: rank 1 failed\nTraceback")
-    assert "KeyError: 'gooseneck'" in err
-    assert "2 other ranks stopped in" in err.splitlines()[-1]
+def test_an_error_of_one_rank_stops_the_others_and_shows_its_traceback(script: Callable[[str], str]) -> None:
+    outcome = run_ranks([script(FAILS), "own"], 3, threads=1)
+    assert outcome.status == 1
+    assert outcome.message.startswith("squall: rank 1 failed\nTraceback")
+    assert "KeyError: 'gooseneck'" in outcome.message
+    assert "2 other ranks stopped in" in outcome.message.splitlines()[-1]
 
 
 def test_a_plain_script_keeps_its_exit_status(script: Callable[[str], str]) -> None:
@@ -142,9 +131,9 @@ def test_a_rank_that_kills_itself_is_named_with_its_signal(script: Callable[[str
 
 def test_numbers_below_one_are_refused_before_anything_starts() -> None:
     with pytest.raises(InputError, match="--processes 0"):
-        launch(["-c", "1/0"], 0, threads=1)
+        run_ranks(["-c", "1/0"], 0, threads=1)
     with pytest.raises(InputError, match="threads 0"):
-        launch(["-c", "1/0"], 1, threads=0)
+        run_ranks(["-c", "1/0"], 1, threads=0)
 
 
 def test_launching_from_another_thread_is_refused() -> None:
@@ -152,7 +141,7 @@ def test_launching_from_another_thread_is_refused() -> None:
 
     def attempt() -> None:
         try:
-            launch(["-c", "1/0"], 1, threads=1)
+            run_ranks(["-c", "1/0"], 1, threads=1)
         except RuntimeError as error:
             caught.append(str(error))
 
@@ -185,35 +174,25 @@ def ended(pid_fds: list[int], deadline: float) -> bool:
     return True
 
 
+def let_go(pid_fd: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # as it should be
+        signal.pidfd_send_signal(pid_fd, signal.SIGKILL)
+    os.close(pid_fd)
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)
 def test_a_stopped_launcher_takes_its_ranks_with_it(script: Callable[[str], str], how: signal.Signals) -> None:
-    launcher = subprocess.Popen(
-        [sys.executable, "-c", LAUNCHES, script(WAITS)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        bufsize=1,
-        start_new_session=True,
-    )
-    fds: list[int] = []
-    try:
-        assert launcher.stdout is not None
-        pids = [int(launcher.stdout.readline()) for _ in range(2)]
-        fds = [os.pidfd_open(pid) for pid in pids]
-        launcher.send_signal(how)
-        assert ended(fds, time.monotonic() + 10)
-        _, err = launcher.communicate(timeout=DEADLINE_S)
-    finally:
+    with launcher(script(WAITS)) as process, contextlib.ExitStack() as stack:
+        fds = [os.pidfd_open(int(line)) for line in lines(process, 2)]
         for fd in fds:
-            with contextlib.suppress(ProcessLookupError):  # as it should be
-                signal.pidfd_send_signal(fd, signal.SIGKILL)
-            os.close(fd)
-        launcher.kill()
-        launcher.communicate()
+            stack.callback(let_go, fd)
+        process.send_signal(how)
+        assert ended(fds, time.monotonic() + 10)
+        _, err = process.communicate(timeout=DEADLINE_S)
     if how == signal.SIGKILL:
-        assert launcher.returncode == -signal.SIGKILL
+        assert process.returncode == -signal.SIGKILL
     else:
-        assert launcher.returncode == 128 + how
+        assert process.returncode == 128 + how
         assert err == f"squall: stopped by {how.name}; all 2 ranks have ended\n"
 
 

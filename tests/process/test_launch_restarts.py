@@ -12,7 +12,6 @@ from squall.cli.processes import RanksFailed, Span
 from squall.cli.restarts import Job, run
 from squall.run import requests
 from squall.run.requests import Request
-from tests.process.test_launch_ends import mark, script  # noqa: F401 - fixtures
 
 # a rank that notes each start, "trains" by making a checkpoint, and comes to the harm that the plan has for this start
 RANK = """
@@ -68,7 +67,7 @@ sys.exit(as_rank(main))
 
 
 @pytest.fixture
-def follow(script: Callable[[str], str], tmp_path: Path, mark: Callable[[], list[int]]):  # noqa: F811
+def follow(script: Callable[[str], str], tmp_path: Path, mark: Callable[[], list[int]]):
     """Runs a plan: what happens at each start. Returns the status and, for rank 0, each start's verb and processes."""
     folder = tmp_path / "run"
     folder.mkdir()
@@ -161,7 +160,7 @@ def test_errors_and_leaving_are_the_end(what: str, status: int, follow: Follow) 
 def test_a_resized_run_goes_on_with_the_wanted_number_and_counts_no_restart(
     follow: Follow, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    requests.leave(tmp_path / "run", Request("resize", 3))
+    requests.ask(tmp_path / "run", Request("resize", 3))
     assert follow("resize", "kill", "finish", restarts=1) == (0, ["train 2", "resume 3", "resume 3"])
     assert requests.waiting(tmp_path / "run") is None
     lines = capfd.readouterr().err.splitlines()

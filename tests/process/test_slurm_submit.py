@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shlex
@@ -101,6 +102,11 @@ def test_a_job_is_found_and_followed_by_its_run(slurm: Slurm) -> None:
     }
 
 
+def test_a_name_that_is_given_takes_the_place_of_the_folders(slurm: Slurm) -> None:
+    submit.submit(ARGUMENTS, Path("runs/one"), options(processes=2, sbatch=["job-name=mine"]))
+    assert re.findall("--job-name=.*", (slurm.folder / "job.sh").read_text()) == ["--job-name=mine"]
+
+
 def test_a_job_of_one_process_is_told_so(slurm: Slurm) -> None:
     submit.submit(ARGUMENTS, Path("runs/one"), options(processes=1))
     text = (slurm.folder / "job.sh").read_text()
@@ -140,6 +146,17 @@ def test_a_job_that_slurm_refuses_is_one_error_and_leaves_nothing(slurm: Slurm) 
     with pytest.raises(InputError, match=r"(?s)SLURM refuses the job.*invalid partition specified"):
         submit.submit(ARGUMENTS, Path("runs/one"), options(processes=1, partition="refused"))
     assert list(Path("runs/one").iterdir()) == []
+
+
+def test_a_job_that_was_taken_is_told_even_if_nothing_can_be_noted(
+    slurm: Slurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(submit, "write_json", full)
+    with pytest.raises(InputError, match=f"(?s)job {slurm.job} is submitted, but.*No space.*scancel {slurm.job}"):
+        submit.submit(ARGUMENTS, Path("runs/one"), options(processes=1))
 
 
 def test_a_machine_without_slurm_or_submitit_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,6 +223,16 @@ def test_a_dry_run_submits_nothing(slurm: Slurm, capsys: pytest.CaptureFixture[s
     assert main(["train", "digits", "--submit", "slurm", "-P", "4", "--dry-run"]) == 0
     assert "digits: 4 processes" in capsys.readouterr().out
     assert slurm.called("sbatch") == []
+
+
+def test_a_dry_run_takes_and_refuses_what_the_submission_would(
+    slurm: Slurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made.make(Path("runs/one"))
+    dry = ["train", "digits", "--submit", "slurm", "--out", "runs/one", "--dry-run"]
+    assert main([*dry, "-P", "2"]) == 0
+    assert main([*dry, "-P", "9"]) == 2
+    assert "9 processes are more than the 8 passes" in capsys.readouterr().err
 
 
 def test_a_run_that_did_not_end_is_submitted_again_with_its_folder_and_a_finished_one_refused(

@@ -77,6 +77,7 @@ def test_a_run_stopped_by_a_person_leaves_its_job_for_good(slurm: Slurm, tmp_pat
         assert done.returncode == 0, done.stderr
         assert job.status() == 143, job.log
     found = json.loads(done.stdout)
-    assert (found["state"], found["checkpoint"]) == ("stopped", found["step"])
+    assert found["state"] == "stopped"
+    assert found["step"] - found["checkpoint"] in (0, 1)  # 1: the evaluation after an epoch's last step was broken off
     assert slurm.requeued == []
     assert not {".job", ".request.json"} & {path.name for path in folder.iterdir()}

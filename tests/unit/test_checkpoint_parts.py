@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import signal
+import threading
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from squall.checkpoint import files, layout, manifest, plain
+from squall.checkpoint import files, layout, manifest, plain, writer
 from squall.checkpoint.background import Background
 from squall.checkpoint.spec import CheckpointSpec
 from squall.errors import InputError, RunError
@@ -70,7 +72,16 @@ def test_an_array_and_an_ordered_dictionary() -> None:
     assert found["a"] == 2.0
 
 
-@pytest.mark.parametrize("value", [object(), {1.5: 0}, {"a": [lambda: 0]}, np.array([None]), {3j}])
+def test_an_array_without_dimensions_stays_one() -> None:
+    tensors: plain.Tensors = {}
+    skeleton = plain.pack(np.array(3), "x", tensors)
+    assert plain.unpack(skeleton, tensors).shape == ()
+
+
+NO_FORM = [object(), {1.5: 0}, {"a": [lambda: 0]}, np.array([None]), {3j}, np.array(["a"]), np.longdouble(1)]
+
+
+@pytest.mark.parametrize("value", NO_FORM)
 def test_what_has_no_plain_form_is_named(value: Any) -> None:
     with pytest.raises(RunError, match=r"optimizer\.?.* cannot be saved"):
         plain.pack(value, "optimizer", {})
@@ -194,6 +205,53 @@ def test_a_writer_that_was_killed_is_an_answer_and_the_next_order_has_a_new_one(
         assert "error" not in answer
     finally:
         background.close()
+
+
+def test_an_order_does_not_wait_for_a_writer_that_is_busy(tmp_path: Path) -> None:
+    """As while it removes an older checkpoint; the order of a large model is longer than a pipe is by itself."""
+    background = Background()
+    try:
+        assert background._process is not None
+        os.kill(background._process.pid, signal.SIGSTOP)
+        order = order_for(background, tmp_path, {"a": torch.ones(3)})
+        order["body"]["long"] = "x" * 500_000
+        handing = threading.Thread(target=background.order, args=(order,), daemon=True)
+        handing.start()
+        handing.join(5)
+        assert not handing.is_alive()
+        os.kill(background._process.pid, signal.SIGCONT)
+        answer = background.wait(30)
+        assert answer is not None
+        assert "error" not in answer
+    finally:
+        background.close()
+
+
+def test_a_disk_too_full_for_a_word_keeps_nobody_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 1's part does not fit and what it has written goes; rank 0's writer, which wrote its own, hears of it."""
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    folder = tmp_path / ".step-00000007.x"
+    folder.mkdir()
+    order = {"folder": str(folder), "name": "rank-1", "header": "", "bytes": 0}
+    with monkeypatch.context() as patched:
+        patched.setattr(writer, "_write_all", full)
+        patched.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match="No space left"):
+            writer.follow(order, writer.Memory(-1))
+    assert not list(folder.iterdir())
+    with pytest.raises(OSError, match="another rank could not write its part"):
+        writer._part_of(folder, "rank-1")
+
+
+def test_the_first_word_of_a_failure_stays(tmp_path: Path) -> None:
+    folder = tmp_path / ".step-00000007.x"
+    writer.say_failed(folder, "No space left on device (rank-1)")
+    writer.say_failed(folder, "something else (rank-0)")
+    with pytest.raises(OSError, match="No space left"):
+        writer._wait_for(folder)
 
 
 def test_the_writer_needs_no_torch() -> None:

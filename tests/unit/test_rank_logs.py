@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from squall.engine import outlets
-from squall.engine.outlets import Files, LogFolder, Outlet
+from squall.engine.outlets import Files, LogFolder, Outlet, Terminal
 from squall.engine.ranklogs import LINES, RankLogs, Tail
 
 
@@ -72,11 +72,14 @@ def test_who_puts_in_never_waits_and_what_did_not_fit_is_counted() -> None:
 def test_an_outlet_that_stands_still_does_not_keep_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outlets, "CLOSE_S", 0.1)
     blocked = threading.Event()
-    outlet = Outlet(lambda key, data: blocked.wait(30) and None)
+    finished = threading.Event()
+    outlet = Outlet(lambda key, data: blocked.wait(30) and None, finished.set)
     outlet.put(1, b"x")
     assert not outlet.close()
+    assert not finished.is_set()
     blocked.set()
     assert outlet.close()
+    assert finished.is_set()
 
 
 def test_nothing_is_written_before_the_run_has_begun(tmp_path: Path) -> None:
@@ -116,6 +119,28 @@ def test_files_stay_small_and_keep_the_newest(tmp_path: Path, monkeypatch: pytes
 def test_a_disk_that_takes_nothing_costs_lines_only(tmp_path: Path) -> None:
     (tmp_path / "logs").write_text("a file where a folder should be")
     Files(LogFolder(tmp_path / "logs", after=tmp_path))(0, b"x\n")
+
+
+def test_a_disk_that_does_not_answer_costs_lines_only(tmp_path: Path) -> None:
+    too_long = tmp_path / ("x" * 300)  # an error for whoever asks, like a network disk that has gone
+    folder = LogFolder(too_long / "logs", after=too_long / "records.jsonl")
+    Files(folder)(0, b"x\n")
+    with RankLogs(1, folder) as logs:
+        assert logs.paths() == {}
+
+
+def test_a_terminal_that_does_not_block_is_waited_for() -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    outlet, got = Outlet(Terminal()), bytearray()
+    for _ in range(8):
+        outlet.put(writer, b"x" * 50_000)
+    time.sleep(0.1)  # the pipe is full by now
+    while len(got) < 400_000:
+        got += os.read(reader, 1 << 16)
+    assert outlet.close()
+    os.close(reader)
+    os.close(writer)
 
 
 Ends = list[tuple[int | None, int]]

@@ -106,6 +106,20 @@ def test_the_parts_of_the_time_add_up(tmp_path: Path) -> None:
     assert sum(shares) == pytest.approx(100, abs=0.4)
 
 
+def test_the_first_epochs_throughput_is_that_of_training_without_the_evaluation_between_them(tmp_path: Path) -> None:
+    path = Made(until=1, steps_more=5, outcome=None).write(tmp_path / "run")
+    lines = [json.loads(line) for line in (path / "records.jsonl").read_text().splitlines()]
+    at = next(i for i, record in enumerate(lines) if record["kind"] == "epoch")
+    lines[at]["evaluation"] += 60.0
+    for record in lines[at:]:
+        record["seconds"] += 60.0
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    (slow / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in lines))
+    fast, measured = (chart(document(read(folder)), "speed").figure["data"][0]["y"] for folder in (path, slow))
+    assert measured == pytest.approx(fast, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("made", "words"),
     [
@@ -231,6 +245,14 @@ def test_runs_of_every_state_and_of_own_loops_stand_side_by_side(tmp_path: Path)
     found = document(read(*paths, tmp_path / "empty"))
     assert [word for word in ("finished", "diverged", "killed") if word not in text(found)] == []
     strict(found)
+
+
+def test_a_run_that_tells_no_versions_does_not_make_them_differ(tmp_path: Path) -> None:
+    killed = Made(until=3, outcome=None, seed=1).write(tmp_path / "killed")
+    assert "differs:" not in text(document(read(*seeds(tmp_path, 1), killed)))
+    other = Made(seed=2)
+    other.result = {"versions": {"torch": "3.0"}}
+    assert "differs: 2.13.0+cpu; 3.0" in text(document(read(*seeds(tmp_path / "more", 1), other.write(tmp_path / "o"))))
 
 
 def test_thirty_runs_have_colours_and_no_endless_list_of_names(tmp_path: Path) -> None:

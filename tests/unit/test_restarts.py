@@ -7,7 +7,7 @@ import pytest
 import typer
 
 from squall.cli.processes import Span, number
-from squall.cli.restarts import Again, Job, _advised, _line, after, newest_step
+from squall.cli.restarts import Again, Job, _advised, _line, after
 from squall.engine.verdict import Outcome
 from squall.errors import InputError
 from squall.recipe import load
@@ -55,22 +55,15 @@ def test_a_wanted_number_is_brought_into_the_range_and_counts_for_nothing() -> N
     assert after(RESIZED, 2, 0, job(), None) is None  # whoever asked has changed their mind
 
 
-def checkpoint(folder: Path, name: str, whole: bool = True) -> None:
+def checkpoint(folder: Path, name: str) -> None:
     path = folder / "checkpoints" / name
     path.mkdir(parents=True)
-    if whole:
-        (path / "manifest.json").touch()
-
-
-def test_the_newest_checkpoint_is_the_one_with_the_largest_number_and_a_manifest(tmp_path: Path) -> None:
-    assert newest_step(tmp_path) == 0
-    for name in ("step-00000120", "step-00000090", "step-100000000", ".step-00000500.4-1f", "step-x"):
-        checkpoint(tmp_path, name)
-    checkpoint(tmp_path, "step-900000000", whole=False)
-    assert newest_step(tmp_path) == 100_000_000
+    (path / "manifest.json").touch()
 
 
 def test_a_line_says_what_died_and_how_the_run_goes_on(tmp_path: Path) -> None:
+    assert "; going on from step 0 with" in _line(died("killed"), Again(3, 1), 0, job(folder=tmp_path))
+    checkpoint(tmp_path, "step-00000900")
     checkpoint(tmp_path, "step-00001250")
     assert _line(died("killed"), Again(3, 1), 0, job(folder=tmp_path)) == (
         "squall: rank 1 of 4 was killed by SIGKILL; going on from step 1,250 with 3 processes (restart 1 of 3)"

@@ -21,6 +21,7 @@ import squall
 from squall.checkpoint import files
 from squall.errors import InputError, RunError
 from squall.run import requests
+from squall.run.signals import Signals
 from squall.run.steps import Step
 from tests.chaos import training
 from tests.unit.runs import make_data, make_model, summed
@@ -160,9 +161,17 @@ def in_order(out: Path) -> list[str]:
 
 def test_ctrl_c_is_a_keyboard_interrupt_after_the_save(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt) as left:
-        train(tmp_path, after(4, lambda: os.kill(os.getpid(), signal.SIGINT)))
-    assert left.value.headline == "stopped by Ctrl-C after step 6"  # type: ignore[attr-defined]
-    assert held(tmp_path)[-1] == 6
+        train(tmp_path, after(3, lambda: os.kill(os.getpid(), signal.SIGINT)))
+    assert left.value.headline == "stopped by Ctrl-C after step 5"  # type: ignore[attr-defined]
+    assert left.value.advice.startswith("run it again: ")  # type: ignore[attr-defined]
+    assert held(tmp_path)[-1] == 5
+
+
+def test_an_evaluation_that_was_broken_off_is_said_with_where_the_run_goes_on(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as left:
+        train(tmp_path, written, in_evaluation=after(5, terminated))
+    assert left.value.headline == "stopped by SIGTERM after step 6"  # type: ignore[attr-defined]
+    assert left.value.advice.startswith("its evaluation was broken off; from step 5: run it")  # type: ignore[attr-defined]
 
 
 def test_the_second_signal_is_not_held_back(tmp_path: Path) -> None:
@@ -186,9 +195,9 @@ def test_terms_that_come_together_are_one(tmp_path: Path) -> None:
             terminated()
 
     with pytest.raises(SystemExit) as left:
-        train(tmp_path, after(4, thrice))
+        train(tmp_path, after(3, thrice))
     assert left.value.code == 143
-    assert held(tmp_path)[-1] == 6
+    assert held(tmp_path)[-1] == 5
 
 
 def test_handlers_are_given_back(tmp_path: Path) -> None:
@@ -210,10 +219,10 @@ def test_without_checkpoints_signals_do_what_they_do(tmp_path: Path) -> None:
 def test_a_request_is_followed(do: Any, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("squall.run.saver._LOOK_S", 0.0)
     with pytest.raises(SystemExit) as left:
-        train(tmp_path, after(4, lambda: requests.leave(tmp_path, requests.Request(do, 3))))
+        train(tmp_path, after(3, lambda: requests.ask(tmp_path, requests.Request(do, 3))))
     assert left.value.code == status
     assert (requests.waiting(tmp_path) is None) == (do == "stop")  # the launcher follows the other one
-    assert held(tmp_path)[-1] == 6
+    assert held(tmp_path)[-1] == 5
     assert train(tmp_path).outcome == "finished"  # what was asked of processes that are gone is forgotten
     assert requests.waiting(tmp_path) is None
 
@@ -248,6 +257,70 @@ def test_the_best_stays_too(tmp_path: Path) -> None:
 def test_a_best_that_nobody_measures_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="names no metric of this run"):
         train(tmp_path, checkpoint={"keep_best": "val/accuracy"})
+
+
+def test_a_step_looked_at_late_does_not_wait_for_the_writer(tmp_path: Path) -> None:
+    """As on a GPU: the votes known at a step's end were cast before the last order was given."""
+    passed: list[int] = []
+
+    def body(run: squall.Run, step: Step) -> None:
+        assert run.saver._background is not None
+        assert run.saver._background._process is not None
+        if step.index == 3:
+            os.kill(run.saver._background._process.pid, signal.SIGSTOP)
+        if 3 < step.index < 9:  # nothing waits for an answer
+            assert run.saver._background.busy
+            passed.append(step.index)
+        if step.index == 9:
+            os.kill(run.saver._background._process.pid, signal.SIGCONT)
+
+    train(tmp_path, body, late=True, checkpoint={"every": "4step"})
+    assert passed == [4, 5, 6, 7, 8]
+
+
+def test_a_checkpoint_is_whole_though_later_records_are_held_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    def body(run: squall.Run, step: Step) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(run.book, "flush", full)
+            run.saver.finish()
+
+    train(tmp_path, body)
+    assert [record["kind"] for record in sessions(tmp_path)[1:-1]] == ["saved"] * 4
+
+
+def test_a_result_that_does_not_fit_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("squall.run.ending.write_json", full)
+        with pytest.raises(RunError, match="the result cannot be written to") as error:
+            train(tmp_path)
+    assert error.value.hint.startswith("run it again: ")
+    assert train(tmp_path).outcome == "finished"
+
+
+def test_keeping_something_after_the_beginning_is_an_error(tmp_path: Path) -> None:
+    """It would be saved, and never put back."""
+    with pytest.raises(RunError, match=r"run\.keep\(late=\.\.\.\) was called after"):
+        train(tmp_path, lambda run, step: run.keep(late=nn.Linear(1, 1)))
+
+
+def test_a_handler_that_is_not_pythons_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's own could not be given back."""
+    before = signal.getsignal(signal.SIGUSR1)
+    found = signal.getsignal
+    monkeypatch.setattr(signal, "getsignal", lambda number: None if number == signal.SIGUSR1 else found(number))
+    signals = Signals()
+    signals.listen()
+    signals.close()
+    assert found(signal.SIGUSR1) == before
+    assert signal.SIGUSR1 not in signals._before
 
 
 def test_minutes_are_counted_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,13 +6,14 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from squall.cli import asking
 from squall.cli.main import main
+from squall.errors import InputError
 from squall.records import SessionEnded
 from squall.run import requests
 from squall.run.requests import Request
@@ -35,13 +36,26 @@ def folder() -> Path:
 
 
 @contextmanager
+def beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Work that goes on in a thread until it ends by itself, or is told to."""
+    end = threading.Event()
+    thread = threading.Thread(target=work, args=(end,))
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join()
+
+
+@contextmanager
 def running(
     folder: Path, follow: Callable[[Request], None] | None = None, *, takes_away: bool = True
 ) -> Iterator[None]:
     """A run: holds the lock, follows the first request, gives the lock back at the end."""
-    held, end = made.taken(folder), threading.Event()
+    held = made.taken(folder)
 
-    def work() -> None:
+    def work(end: threading.Event) -> None:
         deadline = time.monotonic() + DEADLINE_S
         while not end.wait(0.02) and time.monotonic() < deadline:
             if follow is not None and (asked := requests.waiting(folder)) is not None:
@@ -51,13 +65,8 @@ def running(
                 break
         held.close()
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
+    with beside(work):
         yield
-    finally:
-        end.set()
-        thread.join()
 
 
 def stops(folder: Path) -> Callable[[Request], None]:
@@ -226,26 +235,28 @@ def test_a_resized_run_goes_on_with_other_processes(folder: Path, capsys: pytest
 @contextmanager
 def _kept(folder: Path) -> Iterator[None]:
     """The ranks that come next hold the lock."""
-    end = threading.Event()
 
-    def work() -> None:
+    def work(end: threading.Event) -> None:
         deadline = time.monotonic() + DEADLINE_S
-        while not end.is_set() and time.monotonic() < deadline:
-            try:
+        while not end.wait(0.005) and time.monotonic() < deadline:
+            with suppress(InputError):  # those before them have it still
                 held = made.taken(folder)
-            except Exception:
-                end.wait(0.005)
-                continue
-            end.wait(DEADLINE_S)
-            held.close()
+                end.wait(DEADLINE_S)
+                held.close()
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
+    with beside(work):
         yield
-    finally:
-        end.set()
-        thread.join()
+
+
+def test_a_run_whose_launcher_bounds_its_processes_is_told_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def resizes(asked: Request) -> None:
+        made.write(folder / "sessions.jsonl", made.session(made.NOW + 10, 31, processes=3))
+
+    with running(folder, resizes), _kept(folder):
+        err = said(capsys, "runs", "resize", "one", "--processes", "4", status=1)
+    assert "one does not go on with 4 processes" in err
+    assert "it goes on with 3 processes" in err
+    assert "squall resume" not in err
 
 
 def test_a_run_that_nobody_starts_again_says_how_to(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from squall.cli import states, tails
+from squall.cli import overview, states, tails
 from squall.errors import InputError
-from squall.records import SessionEnded
+from squall.records import Ended, SessionEnded
+from squall.report.folder import held
 from tests.unit import made_runs as made
 
 
@@ -35,10 +37,10 @@ def test_a_run_whose_lock_is_held_is_running_whatever_else_is_there(tmp_path: Pa
 def test_looking_takes_no_lock_that_a_run_or_another_look_would_meet(tmp_path: Path) -> None:
     folder = made.make(tmp_path / "one")
     (folder / ".lock").touch()
-    assert not states.held(folder)
+    assert not held(folder)
     made.taken(folder).close()  # it would be refused
     assert not (folder / ".lock").exists()
-    assert not states.held(folder)
+    assert not held(folder)
     assert not (folder / ".lock").exists()  # and none is made
 
 
@@ -106,6 +108,14 @@ def test_a_result_from_before_a_resume_that_was_killed_counts_no_more(tmp_path: 
     assert state(folder) == "stopped"
     made.write(folder / "sessions.jsonl", made.session(made.NOW + 9, 12))
     assert (state(folder), states.look(folder).step) == ("killed", 30)
+
+
+def test_an_end_that_only_the_records_tell_counts_because_a_full_disk_took_no_result(tmp_path: Path) -> None:
+    folder = made.make(tmp_path / "one")
+    made.write(folder / "records.jsonl", Ended("failed", "", 3.0))
+    assert state(folder) == "failed"
+    made.write(folder / "records.jsonl", made.stepped(30))  # cut back, and gone on with
+    assert state(folder) == "killed"
 
 
 def test_a_job_that_waits_in_a_queue_is_submitted(tmp_path: Path) -> None:
@@ -194,6 +204,30 @@ def test_a_run_that_is_just_setting_up_or_was_killed_then_is_one(tmp_path: Path)
     held.close()
     (tmp_path / "kept").rename(tmp_path / "one" / ".lock")
     assert state(tmp_path / "one") == "killed"
+
+
+def junk(values: Any, chance: random.Random) -> Any:
+    """The values with some of them replaced by what no run writes."""
+    if chance.random() < 0.15:
+        return chance.choice([None, [], {}, "x", -1, 1e308, "inf", "nan", True, 10**400, {"a": []}])
+    if isinstance(values, dict):
+        return {key: item if key == "kind" else junk(item, chance) for key, item in values.items()}
+    return values
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_record_however_strange_stops_a_list_and_its_json_is_strict(tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    folder = made.make(tmp_path / "one", 30, result=made.FINISHED if seed % 2 else None)
+    made.write(folder / "sessions.jsonl", SessionEnded(made.NOW + 5, 30, "stopped", "SIGTERM"))
+    for name in ("records.jsonl", "sessions.jsonl", "result.json"):
+        if (folder / name).exists():
+            lines = [json.dumps(junk(json.loads(line), chance)) for line in (folder / name).read_text().splitlines()]
+            (folder / name).write_text("\n".join(lines) + "\n")
+    run, sessions = states.look(folder), list(tails.every(folder / "sessions.jsonl"))
+    overview.table([run], made.NOW)
+    overview.detail(run, tmp_path, sessions, states.checkpoints(folder), made.NOW)
+    json.dumps(overview.fields(run), allow_nan=False)
 
 
 # -- which run -----------------------------------------------------------------------------------------------------

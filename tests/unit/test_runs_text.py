@@ -126,6 +126,14 @@ def test_every_form_of_the_list_says_the_same(three: list[Path], capsys: pytest.
     assert capsys.readouterr().out.endswith("\nsquall runs show photos-1121-0031      squall resume digits-1121-0030\n")
 
 
+def test_a_loss_that_is_no_number_is_none_and_the_json_stays_strict(capsys: pytest.CaptureFixture[str]) -> None:
+    made.write(made.make(Path("runs/one"), 3) / "records.jsonl", made.stepped(3, loss=float("nan")))
+    assert main(["runs", "--json"]) == 0
+    out = capsys.readouterr().out
+    assert "NaN" not in out
+    assert json.loads(out)[0]["score"] is None
+
+
 def test_a_list_is_cut_to_the_newest_and_says_so(three: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs", "--limit", "1"]) == 0
     out = capsys.readouterr().out

@@ -98,3 +98,12 @@ def test_a_buffer_full_of_epochs_loses_the_oldest_and_stays_bounded() -> None:
     assert len(buffer) == 4
     assert [index for index, _, _ in buffer.take()] == [6, 7, 8, 9]
     assert buffer.dropped == 6
+
+
+def test_a_step_takes_no_epoch_s_place() -> None:
+    buffer = Buffer(capacity=4)
+    for index in range(4):
+        buffer.put(epoch(index), 0.0)
+    buffer.put(step(4), 0.0)
+    assert [index for index, _, _ in buffer.take()] == [0, 1, 2, 3]
+    assert buffer.dropped == 1

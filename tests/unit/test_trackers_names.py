@@ -30,7 +30,7 @@ def test_a_package_that_is_missing_is_refused_with_the_line_that_installs_it(
 ) -> None:
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError) as caught:
-        make([name], folder=tmp_path, name="one", config={}, start_step=0)
+        make([name], folder=tmp_path, name="one", config={}, start_step=0, warn=pytest.fail)
     assert caught.value.rows == (("to do", f"pip install 'squall-train[{extra}]'"),)
     assert list(tmp_path.iterdir()) == []
 
@@ -43,7 +43,8 @@ def test_a_folder_that_wandb_left_is_not_taken_for_the_package(tmp_path: Path, m
 
 
 def test_tensorboard_is_the_folder_s_own_and_a_name_given_twice_is_one_tracker(tmp_path: Path) -> None:
-    made = make(["wandb", "tensorboard", "mlflow", "wandb"], folder=tmp_path, name="one", config={}, start_step=0)
+    names = ["wandb", "tensorboard", "mlflow", "wandb"]
+    made = make(names, folder=tmp_path, name="one", config={}, start_step=0, warn=pytest.fail)
     assert [tracker.name for tracker in made] == ["wandb", "mlflow"]
     assert list(tmp_path.iterdir()) == []
 
@@ -51,7 +52,7 @@ def test_tensorboard_is_the_folder_s_own_and_a_name_given_twice_is_one_tracker(t
 def test_making_trackers_imports_and_starts_nothing(tmp_path: Path) -> None:
     import sys
 
-    make(["wandb", "mlflow"], folder=None, name="one", config={}, start_step=0)
+    make(["wandb", "mlflow"], folder=None, name="one", config={}, start_step=0, warn=pytest.fail)
     assert {"wandb", "mlflow"}.isdisjoint(sys.modules)
 
 

@@ -280,4 +280,5 @@ def test_an_error_is_said_in_a_line_without_passwords() -> None:
     assert headline(ValueError(f"http://me:{SECRET}@host is gone\nsecond line")) == "ValueError: http://host is gone"
     assert headline(KeyError()) == "KeyError"
     assert len(headline(ValueError("x" * 5000))) < 300
+    assert clean(f"http://me:half@{SECRET}@host is gone") == "http://host is gone"  # an @ in the password
     assert clean("mail me@host, http://host/a@b") == "mail me@host, http://host/a@b"

@@ -31,11 +31,11 @@ def told(rank: int, code: int = -signal.SIGKILL, seconds: float = 30.0) -> Exit:
     return Exit(rank, code, seconds, told=True)
 
 
-def end(processes: int, exits: dict[int, int] | list[Exit], *reports: Report, now: float = 0.0, **known) -> Outcome:
+def end(processes: int, exits: dict[int, int] | list[Exit], *reports: Report, **known) -> Outcome:
     """The outcome of ends at second 1 unless they say when."""
     if isinstance(exits, dict):
         exits = [Exit(rank, code, 1.0) for rank, code in exits.items()]
-    return verdict(Facts(processes, exits, reports, now, **known))
+    return verdict(Facts(processes, exits, reports, **known))
 
 
 def test_a_job_whose_ranks_all_end_well_has_nothing_to_say() -> None:
@@ -44,32 +44,32 @@ def test_a_job_whose_ranks_all_end_well_has_nothing_to_say() -> None:
 
 def test_an_own_error_explains_lost_connections_whoever_wrote_first() -> None:
     reports = [report(0, 1.0, lost=True), report(1, 1.2), report(2, 1.1, lost=True)]
-    outcome = end(3, {0: 1, 1: 1, 2: 1}, *reports, now=1.5)
+    outcome = end(3, [Exit(0, 1, 1.1), Exit(1, 1, 1.5), Exit(2, 1, 1.2)], *reports)
     assert (outcome.status, outcome.cause) == (1, "failed")
     assert outcome.message == "squall: error of rank 1\n  2 other ranks stopped in 0.3 s"
 
 
 def test_the_earliest_own_error_is_shown_whatever_order_they_were_written_in() -> None:
-    outcome = end(3, {0: 1, 1: 1, 2: 1}, report(2, 5.0), report(0, 4.0), report(1, 4.5), now=5.0)
+    outcome = end(3, {0: 1, 1: 1, 2: 1}, report(2, 5.0), report(0, 4.0), report(1, 4.5))
     assert outcome.headline == "error of rank 0"
 
 
 def test_an_error_that_all_ranks_share_is_shown_once_without_counting_the_others() -> None:
     reports = [report(rank, 1.0 + rank, text="too many processes") for rank in range(4)]
-    outcome = end(4, dict.fromkeys(range(4), 1), *reports, now=6.0)
+    outcome = end(4, dict.fromkeys(range(4), 1), *reports)
     assert (outcome.status, outcome.message) == (1, "squall: too many processes")
 
 
 def test_a_mistake_in_input_keeps_status_2_and_its_hint_last() -> None:
-    outcome = end(2, [Exit(0, 2, 1.0), told(1)], report(0, 1.0, status=2, hint="see --fields"), now=1.5)
+    outcome = end(2, [Exit(0, 2, 1.0), told(1)], report(0, 1.0, status=2, hint="see --fields"))
     assert (outcome.status, outcome.message) == (2, "squall: error of rank 0\nsee --fields")
 
 
 def test_the_number_of_stopped_ranks_stands_above_the_hint() -> None:
-    outcome = end(2, [Exit(0, 1, 1.0), told(1)], report(0, 1.0, hint="resume: last"), now=1.0)
+    outcome = end(2, [Exit(0, 1, 1.0), told(1, seconds=5.0)], report(0, 1.0, hint="resume: last"))
     assert outcome.message.splitlines() == [
         "squall: error of rank 0",
-        "  1 other rank stopped in 0.0 s",
+        "  1 other rank stopped in 4.0 s",
         "resume: last",
     ]
 
@@ -117,7 +117,7 @@ def test_an_abort_never_explains_an_own_error() -> None:
 
 
 def test_an_own_error_explains_a_rank_that_the_launcher_had_to_kill() -> None:
-    assert end(2, [Exit(0, 1, 1.1), told(1)], report(0, 1.0), now=5.0).headline == "error of rank 0"
+    assert end(2, [Exit(0, 1, 1.1), told(1)], report(0, 1.0)).headline == "error of rank 0"
 
 
 def test_a_rank_that_left_without_a_word_gives_its_exit_status() -> None:
@@ -167,9 +167,7 @@ def test_an_interpreters_own_dump_is_shown_as_a_place_and_not_as_lines() -> None
 
 
 def test_a_rank_that_was_waited_for_in_vain_is_stuck_though_it_was_killed_in_the_end() -> None:
-    outcome = end(
-        2, [Exit(0, 1, 20.1), told(1)], late(0, 20.0, 1), now=24.0, states={1: "T"}, tails={1: ["the last word"]}
-    )
+    outcome = end(2, [Exit(0, 1, 20.1), told(1)], late(0, 20.0, 1), states={1: "T"}, tails={1: ["the last word"]})
     assert (outcome.status, outcome.cause) == (1, "stuck")
     assert outcome.headline == "rank 1 of 2 is stuck: rank 0 waited 20 s for it to exchange partial sums"
     assert [line.split(maxsplit=1) for line in outcome.message.splitlines()[1:]] == [
@@ -248,10 +246,10 @@ def test_a_stopped_launcher_says_that_ranks_had_no_last_word() -> None:
 
 
 def test_a_stopped_launcher_says_whom_it_had_to_kill() -> None:
-    outcome = stopped(facts(143, -9), signal.SIGTERM, [1], 120)
+    outcome = stopped(Facts(2, [Exit(0, 143, 1.0), told(1)]), signal.SIGTERM, [1], 120)
     assert outcome.status == 143
     assert outcome.message == "squall: stopped by SIGTERM; rank 1 of 2 killed: not gone within 120 s"
-    assert stopped(facts(-9, -9), signal.SIGINT, [0, 1], None).message == (
+    assert stopped(Facts(2, [told(0), told(1)]), signal.SIGINT, [0, 1], None).message == (
         "squall: stopped by SIGINT; rank 0, 1 of 2 killed at once"
     )
 
@@ -260,9 +258,28 @@ def test_a_run_that_finished_before_it_saw_the_signal_has_finished() -> None:
     assert stopped(facts(0, 0), signal.SIGTERM, [], 120).status == 0
 
 
+def test_a_rank_that_hangs_on_the_way_out_is_said() -> None:
+    hangs = Facts(2, [Exit(0, 1, 20.1), told(1)], [late(0, 20.0, 1)])
+    outcome = stopped(hangs, signal.SIGTERM, [1], 120)
+    assert (outcome.status, outcome.cause) == (143, "left")
+    assert outcome.headline.startswith("stopped by SIGTERM; rank 1 of 2 is stuck: rank 0 waited 20 s for it")
+    assert stopped(hangs, signal.SIGTERM, [1], None).headline.endswith("rank 1 of 2 killed at once")
+
+
 def test_an_error_on_the_way_out_is_said() -> None:
     outcome = stopped(facts(1, 143, reports=(report(0, 1.0),)), signal.SIGTERM, [], 120)
     assert (outcome.status, outcome.headline) == (1, "error of rank 0")
+
+
+def test_a_death_on_the_way_out_is_said_and_the_job_stays_stopped() -> None:
+    """A cause like "killed" would start the ranks again."""
+    outcome = stopped(facts(143, -11), signal.SIGTERM, [], 120)
+    assert (outcome.status, outcome.cause) == (143, "left")
+    assert outcome.message == "squall: stopped by SIGTERM; rank 1 of 2 was killed by SIGSEGV"
+    killed_then = Facts(2, [Exit(1, -11, 1.0), told(0)])
+    assert stopped(killed_then, signal.SIGTERM, [0], 120).headline == outcome.headline
+    outcome = stopped(facts(1, -9, reports=(report(0, 1.1),)), signal.SIGTERM, [], 120)
+    assert (outcome.cause, outcome.headline) == ("failed", "rank 1 of 2 was killed by SIGKILL")
 
 
 # -- reports ----------------------------------------------------------------------------------------------------------

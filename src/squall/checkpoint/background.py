@@ -5,6 +5,7 @@ See `writer.py` for the other side. The process is spawned when the run begins, 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import mmap
 import os
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 
 from squall.checkpoint import layout
+from squall.checkpoint.writer import say_failed
 
 _NOT_FOR_IT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """Signals to a whole process group: the rank decides when to leave."""
@@ -29,9 +31,12 @@ _NOT_FOR_IT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, sig
 _TIDIES_S = 10.0
 _WRITER = Path(__file__).with_name("writer.py")
 
+_PIPE = 1 << 20
+"""Bytes: an order holds a manifest, often more than a pipe's 64 KB; the rank must not wait until it is read."""
+
 
 class Background:
-    """The writer of this rank; None of its methods waits for the disk but `wait`."""
+    """The writer of this rank; none of its methods waits for the disk but `wait` and `close`."""
 
     def __init__(self) -> None:
         self._fd = os.memfd_create("squall-checkpoint", os.MFD_CLOEXEC)
@@ -109,12 +114,10 @@ class Background:
         return None
 
     def give_up(self, why: str) -> dict[str, Any]:
-        """Ends the order under way, and says so to rank 0's writer, which may wait for this rank's file."""
+        """Ends the order under way, and says so to the other ranks' writers, which may wait for this one."""
         self._end_process()
         self.busy = False
-        tell = Path(self._under_way["folder"]) / f"{self._under_way['name']}.json"
-        with suppress(OSError):
-            tell.write_text(json.dumps({"error": why}))
+        say_failed(Path(self._under_way["folder"]), f"{why} ({self._under_way['name']})")
         return {"error": why, "step": self._under_way["step"], "seconds": 0.0}
 
     def close(self) -> None:
@@ -140,10 +143,10 @@ class Background:
         with suppress(OSError):
             process.stdin.write(b"null\n")
             process.stdin.close()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(_TIDIES_S)  # it may be removing an older checkpoint
-        process.kill()
-        process.wait()
+        for _ in range(2):
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_TIDIES_S)  # it may be removing an older checkpoint; killed, it may hang in a dead disk
+            process.kill()
         process.stdout.close()
 
     def _spawn(self) -> None:
@@ -160,6 +163,9 @@ class Background:
             )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        assert self._process.stdin is not None
+        with suppress(OSError):
+            fcntl.fcntl(self._process.stdin, fcntl.F_SETPIPE_SZ, _PIPE)
 
     def _grow(self, size: int) -> None:
         if size <= len(self._bytes):

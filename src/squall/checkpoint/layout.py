@@ -93,7 +93,8 @@ def entries(tensors: Mapping[str, torch.Tensor]) -> list[Entry]:
     for name, tensor in tensors.items():
         if tensor.dtype not in _NAMES:
             raise RunError(
-                f"{name} cannot be saved", [("found", f"numbers of {tensor.dtype}, which files do not hold")]
+                f"{name} cannot be saved",
+                [("found", f"numbers of {tensor.dtype}"), ("rule", f"a checkpoint holds {' '.join(DTYPES)}")],
             )
         dtype = _NAMES[tensor.dtype]
         start = ends.get(dtype, 0)

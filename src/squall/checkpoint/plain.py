@@ -33,7 +33,7 @@ def pack(value: Any, name: str, tensors: Tensors) -> Any:
         return value
     if isinstance(value, int | float) and type(value) in (int, float):
         return value if isinstance(value, int) or math.isfinite(value) else {"float": str(value)}
-    if isinstance(value, np.generic):
+    if isinstance(value, np.generic) and not isinstance(value.item(), np.generic):  # a long double is its own item
         return pack(value.item(), name, tensors)
     if isinstance(value, torch.Tensor):
         if value.layout != torch.strided or value.is_quantized:
@@ -41,9 +41,10 @@ def pack(value: Any, name: str, tensors: Tensors) -> Any:
         _add(tensors, name, real(value.detach()))
         return {"complex" if value.is_complex() else "tensor": name}
     if isinstance(value, np.ndarray):
-        if value.dtype.hasobject:
-            raise _no_form(name, "an array of objects")
-        _add(tensors, name, torch.from_numpy(np.ascontiguousarray(value)))
+        try:
+            _add(tensors, name, torch.from_numpy(value.copy(order="C")))
+        except (TypeError, ValueError) as error:  # objects, texts, long doubles, bytes in another order
+            raise _no_form(name, f"an array of {value.dtype}") from error
         return {"array": name}
     if isinstance(value, list | tuple) and type(value) in (list, tuple):
         items = [pack(item, f"{name}.{index}", tensors) for index, item in enumerate(value)]
@@ -72,7 +73,7 @@ def unpack(skeleton: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     if kind == "complex":
         return torch.view_as_complex(tensors[held])
     if kind == "array":
-        return tensors[held].cpu().numpy()
+        return tensors[held].numpy()
     if kind == "list":
         return [unpack(item, tensors) for item in held]
     if kind == "tuple":

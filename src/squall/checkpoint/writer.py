@@ -9,8 +9,9 @@ each, and answers each with a line::
     rank 0's writer                  write, sync rank-0.safetensors    wait for all, manifest, sync, rename, sync
 
 Until the rename the folder has a name that nobody looks for. A death at any moment, of anybody, leaves either the old
-checkpoints alone or the old ones and a whole new one. Hashing runs beside writing: either would halve the speed of the
-other.
+checkpoints alone or the old ones and a whole new one. Whoever cannot do its part says why in a file beside the folder,
+`...-failed`; a rank says it for its writer that died. Everybody who waits looks there. Hashing runs beside writing:
+either would halve the speed of the other.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +55,8 @@ def main(fd: int, parent: int) -> None:
         started = time.monotonic()
         try:
             answer = follow(order, memory)
-        except OSError as error:
-            answer = {"error": error.strerror or str(error)}
         except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
+            answer = {"error": _reason(error)}
         answer |= {"step": order["step"], "seconds": time.monotonic() - started}
         sys.stdout.write(f"{json.dumps(answer)}\n")
         sys.stdout.flush()
@@ -97,52 +95,81 @@ def follow(order: dict[str, Any], memory: Memory) -> dict[str, Any]:
             (older checkpoints).
     """
     folder = Path(order["folder"])
+    part = folder / f"{order['name']}.safetensors"
     try:
         if "final" in order:
             _clear(folder)
             folder.mkdir(parents=True)
         else:
             _wait_for(folder)
-        part = _write_part(folder / f"{order['name']}.safetensors", order["header"].encode(), memory, order["bytes"])
-        _publish(folder / f"{order['name']}.json", json.dumps(part))
-        if "final" not in order:
-            return {}
-        return _complete(folder, order)
+        said = _write_part(part, order["header"].encode(), memory, order["bytes"])
+        _publish(folder / f"{order['name']}.json", json.dumps(said))
+        return _complete(folder, order) if "final" in order else {}
     except BaseException as error:
         if "final" in order:
             shutil.rmtree(folder, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                _failed(folder).touch()  # so that the other ranks' writers wait no longer
         else:
             with contextlib.suppress(OSError):
-                why = (error.strerror if isinstance(error, OSError) else "") or str(error)
-                _publish(folder / f"{order['name']}.json", json.dumps({"error": why}))
+                part.unlink()  # a full disk has room for a word then
+        if not isinstance(error, FileNotFoundError):  # the folder is gone: rank 0's writer has given up already
+            say_failed(folder, f"{_reason(error)} ({order['name']})")
         raise
 
 
-def _clear(folder: Path) -> None:
-    """Takes away what this session's earlier orders have left: a full disk would stay full of it."""
-    session = folder.name.rpartition(".")[2]
-    for path in folder.parent.glob(f".step-*.{session}*"):
-        shutil.rmtree(path, ignore_errors=True)
+def say_failed(folder: Path, why: str) -> None:
+    """Tells the writers of all ranks that this checkpoint will not be whole; the first word stays.
+
+    Arguments:
+        folder: where it is made.
+        why: and whose part it was; a disk that is full to the last byte holds the name of the file only.
+    """
+    mark = _failed(folder)
+    if mark.exists():
+        return
+    try:
+        _publish(mark, why)
+    except OSError:
         with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
+            mark.touch()
 
 
 def _failed(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}-failed")
 
 
+def _check_not_failed(folder: Path) -> None:
+    """Raises what another rank's writer, or its rank, has said."""
+    with contextlib.suppress(FileNotFoundError):
+        raise OSError(0, _failed(folder).read_text(encoding="utf-8") or "another rank could not write its part")
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def _clear(folder: Path) -> None:
+    """Takes away what this session's earlier orders have left: a full disk would stay full of it."""
+    session = folder.name.rpartition(".")[2]
+    for path in folder.parent.glob(f".step-*.{session}*"):
+        if path != _failed(folder):  # of this order, by a rank whose writer died at once
+            shutil.rmtree(path, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
 def _wait_for(folder: Path) -> None:
     """Returns when rank 0's writer has made the folder.
 
     Raises:
-        OSError: it could not.
+        OSError: a rank could not do its part, or none has made the folder in time.
     """
     end = time.monotonic() + _PATIENCE_S
     while not folder.is_dir():
-        if _failed(folder).exists() or time.monotonic() > end:
-            raise OSError(0, "rank 0 could not write")
+        _check_not_failed(folder)
+        if time.monotonic() > end:
+            raise TimeoutError(0, f"rank 0 made no folder for it within {_PATIENCE_S:g} s")
         time.sleep(_POLL_S)
 
 
@@ -187,7 +214,7 @@ def _complete(folder: Path, order: dict[str, Any]) -> dict[str, Any]:
     """Waits for all parts, writes the manifest, gives the folder its name, removes what is not kept."""
     files = [_part_of(folder, name) for name in order["parts"]]
     for path, least in order["sync"]:
-        if Path(path).stat().st_size < least:  # a full disk: their process waits with the rest
+        if Path(path).stat().st_size < least:  # a full disk: the rank holds the rest back in memory
             raise OSError(0, f"{Path(path).name} could not be written")
         _sync(Path(path))
     body = {**order["body"], "files": files}
@@ -201,11 +228,8 @@ def _complete(folder: Path, order: dict[str, Any]) -> dict[str, Any]:
     for name in order["parts"]:
         (folder / f"{name}.json").unlink(missing_ok=True)
     _sync(folder)
-    final = folder.parent / order["final"]
-    if final.exists():  # of a session that went on from an older one, since this one was found broken
-        final.rename(folder.parent / f"{_GONE}{final.name}-{os.getpid()}")
-    folder.rename(final)
-    _sync(final.parent)
+    folder.rename(folder.with_name(order["final"]))
+    _sync(folder.parent)
     return {"bytes": len(text) + sum(file["bytes"] for file in files)}
 
 
@@ -219,17 +243,19 @@ def tidy(order: dict[str, Any]) -> None:
         shutil.rmtree(gone, ignore_errors=True)
 
 
-def _part_of(folder: Path, name: str, now: Callable[[], float] = time.monotonic) -> dict[str, Any]:
-    """What another rank's writer said of its file."""
-    end = now() + _PATIENCE_S
+def _part_of(folder: Path, name: str) -> dict[str, Any]:
+    """What a rank's writer said of its file, as soon as it has.
+
+    Raises:
+        OSError: a rank could not do its part, or says nothing in time.
+    """
+    end = time.monotonic() + _PATIENCE_S
     while True:
         with contextlib.suppress(FileNotFoundError):
-            said: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
-            if "error" in said:
-                raise OSError(0, f"{said['error']} ({name})")
-            return {"name": f"{name}.safetensors", **said}
-        if now() > end:
-            raise TimeoutError(0, f"{name} was not written within {_PATIENCE_S:g} s")
+            return {"name": f"{name}.safetensors", **json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))}
+        _check_not_failed(folder)
+        if time.monotonic() > end:
+            raise TimeoutError(0, f"not written within {_PATIENCE_S:g} s ({name})")
         time.sleep(_POLL_S)
 
 
@@ -241,9 +267,13 @@ def manifest_text(body: dict[str, Any]) -> str:
 
 def _publish(path: Path, text: str) -> None:
     """Writes a small file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _sync(path: Path) -> None:

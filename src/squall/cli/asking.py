@@ -22,6 +22,7 @@ from squall.cli import states, tails
 from squall.cli.overview import progress, was, word
 from squall.cli.states import State
 from squall.errors import InputError, RunError
+from squall.report.folder import held
 from squall.run import requests
 from squall.run.folder import RECIPE, RECORDS, SESSIONS
 from squall.run.requests import Request
@@ -57,7 +58,13 @@ def stop(folder: Path, runs: Path, *, wait_s: float | None) -> Answer:
     with _request(folder, Request("stop")) as asked:
         if wait_s is None:
             return Answer(run, f"{name} is asked to save and stop      squall runs show {name}")
-        ended = _wait(folder, f"{name} saves and stops", wait_s, lambda now: not (now.running and asked.still()))
+
+        def left(now: State) -> bool:
+            if now.running:
+                asked.renew()
+            return not now.running
+
+        ended = _wait(folder, f"{name} saves and stops", wait_s, left)
     if ended is None:
         raise _late(name, wait_s)
     return Answer(ended, _left(ended, name))
@@ -94,11 +101,11 @@ def resize(folder: Path, runs: Path, processes: int, *, wait_s: float | None) ->
         return Answer(changed, f"{name} goes on from step {count(start)} with {_processes(processes)}")
     if changed.state == "finished":
         return Answer(changed, f"{name} finished before it looked at the request")
-    to_do = f"squall resume {name} --processes {processes}"
-    raise RunError(
-        f"{name} does not go on with {_processes(processes)}",
-        [("found", f"{changed.state} at {progress(changed)}"), ("to do", to_do)],
-    )
+    if changed.running:  # the range of --processes bounds them; or ranks were killed just then, and started again
+        found, to_do = f"it goes on with {_processes(changed.processes or 0)}", f"squall runs show {name}"
+    else:
+        found, to_do = f"{changed.state} at {progress(changed)}", f"squall resume {name} --processes {processes}"
+    raise RunError(f"{name} does not go on with {_processes(processes)}", [("found", found), ("to do", to_do)])
 
 
 class _Changed:
@@ -122,11 +129,10 @@ class _Asked:
         self._folder, self._request = folder, request
         self._leave()
 
-    def still(self) -> bool:
+    def renew(self) -> None:
         """Leaves it again if other processes have begun since, which has made them forget it."""
         if _session(self._folder) != self._session and requests.waiting(self._folder) is None:
             self._leave()
-        return True
 
     def withdraw(self) -> None:
         """Takes it away, if nobody has left another."""
@@ -135,10 +141,19 @@ class _Asked:
 
     def _leave(self) -> None:
         self._session = _session(self._folder)
-        requests.leave(self._folder, self._request)
+        try:
+            requests.ask(self._folder, self._request)
+            if self._request.do == "stop":
+                (self._folder / states.LIVE_JOB).unlink(missing_ok=True)
+        except OSError as error:
+            found = error.strerror or str(error)
+            rows = [
+                ("found", found),
+                ("rule", "a run is asked by a file in its folder"),
+                ("to do", "make room there, or ask as the user whose run it is"),
+            ]
+            raise InputError(f"the run folder {self._folder} cannot be written", rows) from error
         self._mark = _mark(self._folder)
-        if self._request.do == "stop":
-            (self._folder / states.LIVE_JOB).unlink(missing_ok=True)
 
 
 def _mark(folder: Path) -> tuple[int, int] | None:
@@ -151,13 +166,9 @@ def _mark(folder: Path) -> tuple[int, int] | None:
 @contextmanager
 def _request(folder: Path, request: Request) -> Iterator[_Asked]:
     """Leaves a request; takes it away again at the end where the run has ended by something else."""
-    try:
-        asked = _Asked(folder, request)
-        yield asked
-    except OSError as error:
-        found = error.strerror or str(error)
-        raise InputError(f"the run folder {folder} cannot be written", [("found", found)]) from error
-    if not states.held(folder):
+    asked = _Asked(folder, request)
+    yield asked
+    if not held(folder):
         asked.withdraw()
 
 
@@ -212,7 +223,7 @@ def _not_running(run: State, name: str) -> Answer:
     raise InputError(f"{name} is not running", [("found", f"it {was(run)} at {progress(run)}"), *to_do])
 
 
-def _late(name: str, wait_s: float | None) -> RunError:
+def _late(name: str, wait_s: float) -> RunError:
     return RunError(
         f"{name} still runs after {wait_s:g} s",
         [

@@ -103,13 +103,18 @@ def parameters(folder: Path, options: Options) -> dict[str, Any]:
         "cpus_per_task": options.cpus_per_process,
         "partition": options.partition,
     }
-    more: dict[str, Any] = {"signal": SIGNAL, "requeue": True, "output": f"{(folder / JOB).parent.absolute()}/%j.log"}
+    more: dict[str, Any] = {
+        "job-name": folder.name,  # here, where --sbatch job-name=x takes its place
+        "signal": SIGNAL,
+        "requeue": True,
+        "output": f"{(folder / JOB).parent.absolute()}/%j.log",
+    }
     if options.time is not None:
         more["time"] = options.time  # a number, or SLURM's own form, which submitit takes only here
     return {
         **given,
         "time": None,  # not submitit's five minutes
-        "job_name": folder.name,
+        "job_name": None,
         "wckey": None,
         "stderr_to_stdout": True,
         "use_srun": False,

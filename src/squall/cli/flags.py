@@ -12,6 +12,9 @@ import typer
 from squall.cli.processes import Span
 from squall.data.sources import data_root
 
+TIMEOUT_S = 300.0
+"""Of `--timeout`, where nobody says another."""
+
 
 class Device(StrEnum):
     """Where to compute."""

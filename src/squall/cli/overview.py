@@ -14,9 +14,8 @@ from typing import Any
 
 from squall.cli.folders import RUNS
 from squall.cli.states import Saved, State
-from squall.cli.summary import duration
 from squall.cli.tails import Values, number, whole
-from squall.units import count, megabytes, percent
+from squall.units import count, duration, megabytes, percent
 
 _GAP = "   "
 _LONG_ERROR = 160
@@ -25,10 +24,10 @@ Column = tuple[str, str, Callable[[State, float], str]]  # title, alignment, cel
 
 _COLUMNS: tuple[Column, ...] = (
     ("run", "<", lambda run, _: run.folder.name),
-    ("state", "<", lambda run, _: state_of(run)),
+    ("state", "<", lambda run, _: _state(run)),
     ("epoch", ">", lambda run, _: _of(run.epoch, run.epochs)),
     ("step", ">", lambda run, _: _of(run.step, run.steps)),
-    ("reached", "<", lambda run, _: score_of(run) or "-"),
+    ("reached", "<", lambda run, _: _score(run) or "-"),
     ("processes", ">", lambda run, _: "-" if run.processes is None else count(run.processes)),
     ("samples/s", ">", lambda run, _: _rate(run.samples_per_second)),
     ("begun", ">", lambda run, now: "-" if run.began is None else ago(now - run.began)),
@@ -70,7 +69,7 @@ def detail(run: State, runs: Path, sessions: Iterable[Values], saved: Iterable[S
     if run.steps is not None or run.step:
         epoch = f"epoch {_of(run.epoch, run.epochs, ' of ')}, " if run.epoch is not None else ""
         rows.append(("reached", f"{epoch}step {_of(run.step, run.steps, ' of ')}"))
-    if reached := score_of(run):
+    if reached := _score(run):
         rows.append(("result" if run.state == "finished" else "so far", reached))
     if run.processes is not None:
         speed = "" if run.samples_per_second is None else f", {_rate(run.samples_per_second)} samples/s"
@@ -92,21 +91,6 @@ def fields(run: State) -> dict[str, Any]:
     values = asdict(run) | {"run": run.folder.name, "folder": str(run.folder), "resumable": run.resumable}
     values["score"] = None if run.score is None else dict([run.score])
     return values
-
-
-def state_of(run: State) -> str:
-    """The state, and whether the run can go on, or does so by itself."""
-    if run.job and not run.running and run.state != "submitted":
-        return f"{run.state}, job {run.job}"
-    return f"{run.state}, resume" if run.resumable else run.state
-
-
-def score_of(run: State) -> str:
-    """What it reached: an accuracy as a percentage, other numbers as they are."""
-    if run.score is None:
-        return ""
-    name, value = run.score
-    return f"{name} {percent(value)}" if name.endswith("accuracy") else f"{name} {value:.4f}"
 
 
 def progress(run: State) -> str:
@@ -131,6 +115,21 @@ def ago(seconds: float) -> str:
         if seconds < size * most:
             return f"{seconds / size:.0f} {unit} ago"
     return f"{seconds / 86400:.0f} days ago"
+
+
+def _state(run: State) -> str:
+    """The state, and whether the run can go on, or does so by itself."""
+    if run.job and not run.running and run.state != "submitted":
+        return f"{run.state}, job {run.job}"
+    return f"{run.state}, resume" if run.resumable else run.state
+
+
+def _score(run: State) -> str:
+    """What it reached: an accuracy as a percentage, other numbers as they are."""
+    if run.score is None:
+        return ""
+    name, value = run.score
+    return f"{name} {percent(value)}" if name.endswith("accuracy") else f"{name} {value:.4f}"
 
 
 def _state_line(run: State, runs: Path) -> str:

@@ -8,13 +8,13 @@ P processes              ->  the same command again, P times, by `squall.engine.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import typer
 
+from squall.cli import voices
 from squall.cluster.place import Place, find
 from squall.errors import InputError
 from squall.recipe import Recipe
@@ -142,8 +142,7 @@ def again(arguments: Sequence[str], processes: int, threads: int) -> int:
 
     outcome = run_ranks(["-m", "squall", *arguments], processes, threads=threads)
     if outcome.message:
-        sys.stdout.flush()
-        print(outcome.message, file=sys.stderr, flush=True)
+        voices.tell(outcome.message)
     if outcome.status:
         raise RanksFailed(outcome.status, outcome.message)
     return 0

@@ -5,22 +5,22 @@
                 left to be another number            again with that number, whatever --restarts says
                 an error, a mistake, a signal        that is the end: it would be the same again, or is meant
 
-Of one decision is made a line for the person. The run itself notices nothing: its processes find the checkpoint.
+Each decision is told in one line. The run itself notices nothing: its processes find the checkpoint.
 """
 
 from __future__ import annotations
 
-import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from squall.cli import voices
 from squall.cli.processes import RanksFailed, Span
+from squall.cli.states import steps_saved
 from squall.errors import InputError
 from squall.run import requests
-from squall.run.folder import CHECKPOINTS, LOGS, RECORDS
+from squall.run.folder import LOGS, RECORDS
 
 if TYPE_CHECKING:
     from squall.engine.verdict import Outcome
@@ -30,7 +30,6 @@ DEFAULT = 3
 
 _DEATHS = ("killed", "stuck", "lost")
 _FEWER_AFTER = ("killed", "stuck")  # a connection that was lost took no process with it
-_CHECKPOINT = re.compile(r"step-(\d{8,})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,20 +98,11 @@ def run(job: Job, processes: int) -> int:
         asked = _asked(job.folder) if outcome.status == requests.RESIZED else None
         again = after(outcome, processes, used, job, asked)
         if again is None:
-            _say(_advised(outcome, job, used))
+            if text := _advised(outcome, job, used):
+                voices.tell(text)
             raise RanksFailed(outcome.status, outcome.message)
-        _say(_line(outcome, again, used, job))
+        voices.tell(_line(outcome, again, used, job))
         processes, used = again.processes, again.used
-
-
-def newest_step(folder: Path) -> int:
-    """Updates that the newest checkpoint of a run holds, by its name; 0 where there is none."""
-    found = [
-        int(match[1])
-        for path in (folder / CHECKPOINTS).glob("step-*/manifest.json")
-        if (match := _CHECKPOINT.fullmatch(path.parent.name))
-    ]
-    return max(found, default=0)
 
 
 def _asked(folder: Path) -> int | None:
@@ -137,7 +127,7 @@ def _line(outcome: Outcome, again: Again, used: int, job: Job) -> str:
     what = "resized" if again.used == used else outcome.headline
     count = f" (restart {again.used} of {job.restarts})" if again.used > used else ""
     plural = "" if again.processes == 1 else "es"
-    step = newest_step(job.folder)
+    step = max(steps_saved(job.folder), default=0)
     return f"squall: {what}; going on from step {step:,} with {again.processes} process{plural}{count}"
 
 
@@ -146,13 +136,7 @@ def _advised(outcome: Outcome, job: Job, used: int) -> str:
     lines = [outcome.message] if outcome.message else []
     if outcome.cause in _DEATHS and used:
         lines.append(f"  restarts   {used} of {job.restarts} used")
-    step = newest_step(job.folder)
-    if outcome.message and outcome.status != InputError.exit_status and outcome.cause != "left" and step:
-        lines.append(f"checkpoint of step {step:,} is there: squall resume {job.folder}")
+    saved = steps_saved(job.folder)
+    if saved and outcome.message and outcome.status != InputError.exit_status and outcome.cause != "left":
+        lines.append(f"checkpoint of step {saved[0]:,} is there: squall resume {job.folder}")
     return "\n".join(lines)
-
-
-def _say(text: str) -> None:
-    if text:
-        sys.stdout.flush()
-        print(text, file=sys.stderr, flush=True)

@@ -6,14 +6,17 @@ The run's folder says everything: recipe.toml what is trained, run.json how the 
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from squall.cli import flags, processes, restarts, sizes
+from squall.cli.folders import RUNS
+from squall.cli.session import Wish, start, work
+from squall.cli.states import LAST
 from squall.cli.target import Target, import_from, load_task
-from squall.cli.train import Wish, launch, work
 from squall.errors import InputError
 from squall.recipe import load
 from squall.run.folder import RECIPE, RECORDS, STARTED, check_open, outcome
@@ -26,7 +29,7 @@ def resume(
     device: flags.DeviceFlag = None,
     quiet: flags.QuietFlag = False,
     json_: flags.RecordsFlag = False,
-    timeout: flags.TimeoutFlag = 300.0,
+    timeout: flags.TimeoutFlag = flags.TIMEOUT_S,
     restarts_: flags.RestartsFlag = restarts.DEFAULT,
     other_arithmetic: Annotated[
         bool,
@@ -35,7 +38,7 @@ def resume(
 ) -> int:
     """Go on with a run from its last whole checkpoint, on any number of processes."""
     place = processes.job(processes_)
-    folder = find(run)
+    folder = _find(run)
     ended = outcome(folder)
     if ended == "finished":
         if place is None or place.rank == 0:
@@ -43,46 +46,41 @@ def resume(
         return 0
     check_open(folder)
     started = _started(folder)
-    data_folder = flags.data_folder(data if data is not None else _path(started.get("data")))
-    chosen = device.value if device else started.get("device")
-    target = _target(folder, started)
     wish = Wish(
-        target,
-        data_folder,
-        chosen,
-        quiet,
-        json_,
+        target=_target(folder, started),
+        data_folder=flags.data_folder(data or _data_of(started)),
+        device=device or started.get("device"),
         trackers=tuple(started.get("trackers", ())),
+        quiet=quiet,
+        json=json_,
         timeout=timeout,
         restarts=restarts_,
-        other_arithmetic=other_arithmetic,
         span=processes_,
+        other_arithmetic=other_arithmetic,
     )
-    sizes.check_files(target, data_folder)
-    passes = sizes.num_passes(target.recipe, sizes.num_train(target, data_folder))
+    sizes.check_files(wish.target, wish.data_folder)
+    recipe, num_train = wish.target.recipe, sizes.num_train(wish.target, wish.data_folder)
+    passes = sizes.num_passes(recipe, num_train)
     if place is not None:
-        processes.check_passes(place.size, target.recipe, passes)
+        processes.check_passes(place.size, recipe, passes)
         return work(wish, folder)
-    with processes.threads_before_torch(target.recipe.compute.threads):
-        size = processes.number(processes_, target.recipe, passes, chosen)
-        if size == 1 and not (processes_ and processes_.is_range):
-            return work(wish, folder)
-        target.forget()
-        return launch(wish, ["resume", str(folder)], folder, size, passes)
+    with processes.threads_before_torch(recipe.compute.threads):
+        size = processes.number(processes_, recipe, passes, wish.device)
+        return start(wish, ["resume", str(folder)], folder, size, passes)
 
 
-def find(run: str, runs: Path = Path("runs")) -> Path:
+def _find(run: str) -> Path:
     """The folder of a run that may not have come to its end: a path, a name under runs/, or "last" for the newest.
 
     Raises:
         InputError: there is no such run.
     """
-    if run == "last":
-        folders = sorted((p.parent for p in runs.glob(f"*/{RECORDS}")), key=lambda p: (p / RECORDS).stat().st_mtime)
+    if run == LAST:
+        folders = sorted((p.parent for p in RUNS.glob(f"*/{RECORDS}")), key=lambda p: (p / RECORDS).stat().st_mtime)
         if folders:
             return folders[-1]
-        raise InputError(f"there is no run in {runs}/ yet", [("to do", "squall train digits")])
-    for path in (Path(run), runs / run):
+        raise InputError(f"there is no run in {RUNS}/ yet", [("to do", "squall train digits")])
+    for path in (Path(run), RUNS / run):
         if (path / RECORDS).is_file():
             return path
     raise InputError(f"{run} is no run folder", [("found", f"no {RECORDS} in it"), ("to do", "squall runs lists them")])
@@ -105,7 +103,7 @@ def _started(folder: Path) -> dict[str, Any]:
             f"{folder} is the run of a program of your own",
             [
                 ("to do", "run it again; it goes on from its newest checkpoint:"),
-                ("", " ".join(values.get("argv", [])) or "(it does not say which)"),
+                ("", shlex.join(values.get("argv", [])) or "(it does not say which)"),
             ],
         )
     return values
@@ -120,10 +118,14 @@ def _target(folder: Path, started: dict[str, Any]) -> Target:
     if file is None:
         return Target(started["target"], recipe)
     if not Path(file).is_file():
-        raise InputError(f"the task of {folder} is gone", [("found", f"no file {file}")])
+        raise InputError(
+            f"the task of {folder} is gone",
+            [("found", f"no file {file}"), ("to do", f"put it back, or change its path in {folder / STARTED}")],
+        )
     module, task = load_task(file)
     return Target(started["target"], recipe, task, module)
 
 
-def _path(text: str | None) -> Path | None:
-    return Path(text) if text else None
+def _data_of(started: dict[str, Any]) -> Path | None:
+    """The folder of the data sets, also where the run was started from another folder than this one."""
+    return Path(started.get("folder", "."), started["data"]) if started.get("data") else None

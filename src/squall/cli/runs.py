@@ -10,6 +10,7 @@ import json
 import shutil
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,7 @@ LimitFlag = Annotated[
     int | None,
     typer.Option("--limit", min=1, help="Only the newest; by default 30, all with --json.", show_default=False),
 ]
+NoWaitFlag = Annotated[bool, typer.Option("--no-wait", help="Leave the request and return.")]
 TimeoutFlag = Annotated[float, typer.Option("--timeout", metavar="S", min=1, help="Seconds to wait at most.")]
 
 _MOST = 30
@@ -57,9 +59,8 @@ def list_(in_: InFlag = RUNS, limit: LimitFlag = None, json_: flags.JsonFlag = F
     if more := len(folders) - len(runs):
         print(f"and {more:,} older: --limit {len(folders)}")
     following = [f"squall runs show {overview.word(runs[0].folder, in_)}"]
-    following += [f"squall resume {overview.word(run.folder, in_)}" for run in runs if run.resumable and not run.job][
-        :1
-    ]
+    if waiting := [run for run in runs if run.resumable and not run.job]:
+        following.append(f"squall resume {overview.word(waiting[0].folder, in_)}")
     print("\n" + "      ".join(following))
 
 
@@ -70,7 +71,7 @@ def show(run: flags.RunArgument, in_: InFlag = RUNS, json_: flags.JsonFlag = Fal
     state, saved = states.look(folder), list(states.checkpoints(folder))
     sessions = list(tails.every(folder / SESSIONS))
     if json_:
-        checkpoints = [{"step": one.step, "num_bytes": one.num_bytes, "time": one.time} for one in saved]
+        checkpoints = [asdict(checkpoint) for checkpoint in saved]
         print(json.dumps({**overview.fields(state), "sessions": sessions, "checkpoints": checkpoints}))
         return
     print("\n".join(overview.detail(state, in_, sessions, saved, time.time())))
@@ -80,14 +81,12 @@ def show(run: flags.RunArgument, in_: InFlag = RUNS, json_: flags.JsonFlag = Fal
 def stop(
     run: flags.RunArgument,
     in_: InFlag = RUNS,
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="Leave the request and return.")] = False,
+    no_wait: NoWaitFlag = False,
     timeout: TimeoutFlag = 600.0,
     json_: flags.JsonFlag = False,
 ) -> None:
     """Ask a run to save and stop, and wait until it has."""
-    folder = states.find(run, in_)
-    ended = asking.stop(folder, in_, wait_s=None if no_wait else timeout)
-    print(json.dumps(overview.fields(ended.run)) if json_ else ended.text)
+    _answer(asking.stop(states.find(run, in_), in_, wait_s=None if no_wait else timeout), json_)
 
 
 @app.command("resize")
@@ -95,11 +94,13 @@ def resize(
     run: flags.RunArgument,
     processes: Annotated[int, typer.Option("--processes", "-P", min=1, help="To go on with.", show_default=False)],
     in_: InFlag = RUNS,
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="Leave the request and return.")] = False,
+    no_wait: NoWaitFlag = False,
     timeout: TimeoutFlag = 600.0,
     json_: flags.JsonFlag = False,
 ) -> None:
     """Ask a run to go on with another number of processes; the result stays the same."""
-    folder = states.find(run, in_)
-    changed = asking.resize(folder, in_, processes, wait_s=None if no_wait else timeout)
-    print(json.dumps(overview.fields(changed.run)) if json_ else changed.text)
+    _answer(asking.resize(states.find(run, in_), in_, processes, wait_s=None if no_wait else timeout), json_)
+
+
+def _answer(answer: asking.Answer, json_: bool) -> None:
+    print(json.dumps(overview.fields(answer.run)) if json_ else answer.text)

@@ -1,45 +1,34 @@
-"""What a run's folder tells of the run: whether it goes on now, how far it came, what it reached.
+"""The runs in a folder, and how each stands: whether it goes on now, how far it came, what it reached.
 
-The folder is the only witness. A pid may be another process by now, and says nothing of another machine; the lock that
-rank 0 holds is given back by the kernel whatever ended it, over NFS too::
-
-    .lock held                                running
-    result.json                               its outcome: finished, stopped, diverged, failed
-    sessions.jsonl ends with an end           that session's outcome: it saved and left
-    records, and none of these                killed
-    a job's number, and no record yet         submitted
+How a folder tells that is told in `squall.report.folder`. Of long files only the ends are read (`tails`).
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
-import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from squall.checkpoint import files, manifest
 from squall.cli import tails
 from squall.cli.tails import Values, number, whole
 from squall.errors import InputError, nearest
-from squall.run.folder import CHECKPOINTS, RECIPE, RECORDS, RESULT, SESSIONS, STARTED
-
-LOCK = ".lock"
-JOB = "slurm/job.json"
-"""Written by `squall train --submit`: the job's number."""
+from squall.report import folder as disk
+from squall.report.folder import JOB as JOB  # `submit` and `batch` know it from here
+from squall.report.folder import LOCK, RECIPE, RECORDS, RESULT, SESSIONS, STARTED
+from squall.run.folder import CHECKPOINTS
 
 LIVE_JOB = ".job"
 """The number of the batch job that works on a run, or comes again to: there until it is over, or asked to stop."""
 
 LAST = "last"
 
-_OUTCOMES = ("finished", "stopped", "diverged", "failed")
 _RESUMABLE = ("killed", "stopped", "failed")  # the same bits would diverge again
 _BEGUN = (STARTED, RECIPE, RECORDS, JOB, RESULT)  # when a run began: what is written once, and first, comes first
 _MOVED = (RECORDS, RESULT, JOB, STARTED, RECIPE)  # when it moved last
 _LONGEST_NUMBER = 40
-_STEP = re.compile(r"step-(\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,46 +126,31 @@ def is_run(folder: Path) -> bool:
         return False
     if names & {RECORDS, SESSIONS} or {LOCK, RECIPE} <= names or {LOCK, STARTED} <= names:
         return True
-    return (RESULT in names and "outcome" in tails.read_json(folder / RESULT)) or (folder / JOB).is_file()
-
-
-def held(folder: Path) -> bool:
-    """Whether a process of this or another machine holds the lock of a run's folder.
-
-    A shared lock, tried and given back at once: several who look do not see each other.
-    """
-    try:
-        lock = os.open(folder / LOCK, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # a file system without locks: no run could have begun here
-        return False
-    finally:
-        os.close(lock)
-    return False
+    return (RESULT in names and "outcome" in disk.read_json(folder / RESULT)) or (folder / JOB).is_file()
 
 
 def look(folder: Path) -> State:
     """A run as it stands, from the ends of its files."""
-    running = held(folder)
+    running = disk.held(folder)
     begun, ends = tails.first(folder / RECORDS), tails.last(folder / RECORDS, "step", "epoch")
     sessions = tails.last(folder / SESSIONS, "session", "session_ended")
     session, ended = sessions.get("session", {}), sessions.get("session_ended", {})
     if (number(ended.get("time")) or 0.0) < (number(session.get("time")) or 0.0):
         ended = {}
-    result = {} if running else _result(folder, session)
+    result = {} if running else disk.result_of(folder, session)
     step, epoch = ends.get("step", {}), ends.get("epoch", {})
     saved = steps_saved(folder)
-    state, why = _state(folder, running, result, ended)
+    said = (result, ended, next(tails.newest(folder / RECORDS), {}))
+    state = disk.state(
+        running=running,
+        outcomes=[found.get("outcome") for found in said],
+        submitted=(folder / JOB).is_file() and not (folder / RECORDS).exists(),
+    )
     reached = whole(step.get("epoch"))
     return State(
         folder=folder,
         state=state,
-        why=why,
+        why="" if running else str(result.get("error") or ended.get("why") or ""),
         epoch=None if reached is None else reached + 1,
         epochs=whole(begun.get("epochs")),
         step=_done(result, step),
@@ -195,21 +169,22 @@ def look(folder: Path) -> State:
 
 def steps_saved(folder: Path) -> list[int]:
     """Updates in the checkpoints that were written to their end, the newest first."""
-    found = []
-    for path in (folder / CHECKPOINTS).glob("step-*/manifest.json"):
-        if match := _STEP.fullmatch(path.parent.name):
-            found.append(int(match[1]))
-    return sorted(found, reverse=True)
+    with suppress(OSError):
+        return [step for step in files.steps_of(folder / CHECKPOINTS) if _manifest(folder, step).is_file()]
+    return []
 
 
 def checkpoints(folder: Path) -> Iterator[Saved]:
     """The checkpoints of a run, the newest first."""
     for step in steps_saved(folder):
-        for path in (folder / CHECKPOINTS).glob(f"step-*{step}"):
-            if (match := _STEP.fullmatch(path.name)) and int(match[1]) == step:
-                with suppress(OSError):  # training takes old ones away
-                    sizes = [entry.stat().st_size for entry in path.iterdir() if entry.is_file()]
-                    yield Saved(step, sum(sizes), (path / "manifest.json").stat().st_mtime)
+        path = _manifest(folder, step)
+        with suppress(OSError):  # training takes old ones away
+            sizes = [entry.stat().st_size for entry in path.parent.iterdir() if entry.is_file()]
+            yield Saved(step, sum(sizes), path.stat().st_mtime)
+
+
+def _manifest(folder: Path, step: int) -> Path:
+    return folder / CHECKPOINTS / files.name_of(step) / manifest.FILE
 
 
 def score_of(values: Values) -> tuple[str, float] | None:
@@ -224,33 +199,10 @@ def score_of(values: Values) -> tuple[str, float] | None:
     return None if loss is None else ("train loss", loss)
 
 
-def _state(folder: Path, running: bool, result: Values, ended: Values) -> tuple[str, str]:
-    if running:
-        return "running", ""
-    if result:
-        return result["outcome"], str(result.get("error") or ended.get("why") or "")
-    if ended.get("outcome") in _OUTCOMES:
-        return str(ended["outcome"]), str(ended.get("why") or "")
-    if (folder / JOB).is_file() and not (folder / RECORDS).exists():
-        return "submitted", ""
-    return "killed", ""
-
-
 def _job(folder: Path, state: str) -> str:
     with suppress(OSError, ValueError):
         return (folder / LIVE_JOB).read_text(encoding="utf-8").strip()[:_LONGEST_NUMBER]
-    return str(tails.read_json(folder / JOB).get("job", "")) if state == "submitted" else ""
-
-
-def _result(folder: Path, session: Values) -> Values:
-    """How the run ended; nothing where processes have begun to work on it again since."""
-    result = tails.read_json(folder / RESULT)
-    if result.get("outcome") not in _OUTCOMES:
-        return {}
-    with suppress(OSError):
-        if (number(session.get("time")) or 0.0) <= (folder / RESULT).stat().st_mtime:
-            return result
-    return {}
+    return str(disk.read_json(folder / JOB).get("job", "")) if state == "submitted" else ""
 
 
 def _done(result: Values, step: Values) -> int:

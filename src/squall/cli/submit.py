@@ -186,13 +186,22 @@ def submit(arguments: Sequence[str], folder: Path, options: Options) -> Submitte
         executor.update_parameters(**batch.parameters(folder, options))
         # submitit's public way to run a command pickles a function that collects its output till the end
         job = executor._submit_command(batch.script(arguments, folder, options)).job_id
-        write_json(folder / JOB, {"job": job, "submitted": time.time(), "processes": options.size})
     except (FailedJobError, FailedSubmissionError) as error:
         raise _refused(str(error)) from error
     except OSError as error:
         raise InputError(f"{own} cannot be written", [("found", error.strerror or str(error))]) from error
     finally:
         _sweep(own)
+    try:
+        write_json(folder / JOB, {"job": job, "submitted": time.time(), "processes": options.size})
+    except OSError as error:
+        raise InputError(
+            f"job {job} is submitted, but squall runs will not know of it",
+            [
+                ("found", f"{folder / JOB} cannot be written: {error.strerror or error}"),
+                ("to do", f"squeue --job {job}, or scancel {job} and submit it again"),
+            ],
+        ) from error
     return Submitted(job, folder, own / f"{job}_submission.sh", own / f"{job}.log", options)
 
 

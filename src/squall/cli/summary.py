@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from squall.units import count, percent
+from squall.report.ledger import sentence
+from squall.units import count, duration, percent
 
 _MOST_PROCESSES = 8
 _EPOCHS = {2: "both epochs", 3: "the three epochs", 4: "the four epochs", 5: "the five epochs"}
@@ -29,7 +30,7 @@ def summary(
     """
     lines = [f"{score(result, num_epochs, averaged=averaged)} in {duration(float(result['seconds']))}"]
     if "ledger" in result:
-        lines.append(f"ledger  {ledger(result['ledger'])}")
+        lines.append(f"ledger  {sentence(result['ledger'])}")
     if "weights_sha256" in result:
         line = f"weights sha256 {str(result['weights_sha256'])[:12]}..."
         if exact and num_passes > 1:
@@ -51,34 +52,6 @@ def score(result: Mapping[str, Any], num_epochs: int, *, averaged: bool = False)
     measured = [key for key in result if key.startswith(("test_", "val_")) and not key.endswith("_median_last5")]
     texts = [f"{key.replace('_', ' ', 1)} {float(result[key]):.4f}" for key in measured]
     return ", ".join(texts) or f"train loss {float(result['train_loss']):.4f}"
-
-
-def ledger(found: Mapping[str, Any]) -> str:
-    """The ledger as a sentence."""
-    samples, distinct, least, most = (int(found[key]) for key in ("samples", "distinct", "least", "most"))
-    text = f"{count(samples)} samples: "
-    if least == most:
-        text += f"each of {count(distinct)} seen exactly {_times(most)}"
-    else:
-        text += f"each of {count(distinct)} seen {least} to {_times(most)}"
-    skipped = int(found.get("skipped", 0))
-    if not skipped:
-        return text
-    return f"{text}; {count(skipped)} read{'' if skipped == 1 else 's'} skipped: images that do not decode"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them: 4.6 s, 3 min 20 s, 2 h 5 min."""
-    if seconds < 99.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def _times(number: int) -> str:
-    return "once" if number == 1 else f"{number} times"
 
 
 def _numbers(num_passes: int) -> str:

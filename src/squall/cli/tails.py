@@ -1,5 +1,4 @@
-"""The ends of files of records, without reading what lies between: a list of runs must not parse their hundred thousand
-steps.
+"""The ends of files of records, read without what lies between: a list of runs must not parse all of their steps.
 
 Whatever cannot be read counts as not there: a line that is being written or was torn, bytes of something else, a file
 that has just gone.
@@ -8,6 +7,7 @@ that has just gone.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -15,19 +15,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from squall.report import values
+
 Values = dict[str, Any]
 
 _KIND = re.compile(rb'\s*\{"kind": "(\w+)"')
 _SIZES = (1 << 14, 1 << 17, 1 << 20)  # most runs answer with the first; an epoch's record may lie far back
-
-
-def read_json(path: Path) -> Values:
-    """A JSON file's object; empty if it is none."""
-    try:
-        values = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return values if isinstance(values, dict) else {}
 
 
 def first(path: Path) -> Values:
@@ -69,13 +62,9 @@ def every(path: Path) -> Iterator[Values]:
 
 
 def number(value: Any) -> float | None:
-    """A number of a record; None if it is none. Those that are not finite stand there as text."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        return float(value)
-    except (ValueError, OverflowError):
-        return None
+    """A finite number of a record; None if it is none."""
+    found = values.number(value)
+    return found if math.isfinite(found) else None
 
 
 def whole(value: Any) -> int | None:
@@ -102,7 +91,7 @@ def _kind(line: bytes) -> str:
 
 def _record(line: bytes) -> Values:
     try:
-        values = json.loads(line)
+        record = json.loads(line)
     except (ValueError, RecursionError):
         return {}
-    return values if isinstance(values, dict) and isinstance(values.get("kind"), str) else {}
+    return record if isinstance(record, dict) and isinstance(record.get("kind"), str) else {}

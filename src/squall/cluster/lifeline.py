@@ -29,22 +29,21 @@ _tied: list[int] = []
 """This process and its main thread's identity, once it has tied those that it will fork."""
 
 
-def tie_to_launcher(environ: Mapping[str, str]) -> bool:
-    """Asks the kernel to kill this process when the launcher named in the environment dies.
+def tie_to_launcher(environ: Mapping[str, str]) -> None:
+    """Asks the kernel to kill this process when its launcher dies: ours, named in the environment, or torchrun.
 
     The launcher may have died before the kernel was asked; then nobody would send the signal, so the parent is looked
     at once more afterwards. torchrun does not give its number, and may have a shell between: the parent is then taken
-    as it is.
-
-    Returns:
-        False where neither a launcher of ours nor torchrun started this process.
+    as it is. A process that neither has started is left alone.
 
     Raises:
         RunError: the launcher is gone already.
     """
     launcher = environ.get(LAUNCHER)
     if launcher is None:
-        return _TORCHRUN in environ and _ask_kernel() == 0 and _tie_forks()
+        if _TORCHRUN in environ and not _ask_kernel():
+            _tie_forks()
+        return
     if error := _ask_kernel():
         raise OSError(error, "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != int(launcher):
@@ -52,7 +51,7 @@ def tie_to_launcher(environ: Mapping[str, str]) -> bool:
             "the launcher of this rank is gone",
             [("found", f"parent process {os.getppid()}, started by {launcher}"), ("to do", "start the job again")],
         )
-    return _tie_forks()
+    _tie_forks()
 
 
 def _ask_kernel() -> int:
@@ -61,12 +60,11 @@ def _ask_kernel() -> int:
     return ctypes.get_errno() or -1 if libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) else 0
 
 
-def _tie_forks() -> bool:
+def _tie_forks() -> None:
     """From now on processes that this one forks ask as well; a second call changes nothing."""
     if not _tied:
         os.register_at_fork(after_in_child=_forked)
         _tied[:] = [os.getpid(), threading.main_thread().ident or 0]
-    return True
 
 
 def _forked() -> None:

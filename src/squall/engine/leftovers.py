@@ -19,22 +19,19 @@ from pathlib import Path
 
 _POLL_S = 0.02
 _REAP_S = 2.0
+_TRACKER_S = 2.0  # that resource trackers have, after the others
 _TRACKER = b"multiprocessing.resource_tracker"
 
 
-def sweep(name: str, value: str, patience_s: float, tracker_s: float = 2.0) -> int:
+def sweep(name: str, value: str, patience_s: float) -> None:
     """Ends all processes in whose environment a variable has a value; this one is left out.
 
     Arguments:
         patience_s: how long they have to end by themselves.
-        tracker_s: how long resource trackers have, after the others.
-
-    Returns:
-        How many had to be killed.
     """
     mark = f"{name}={value}".encode()
-    killed = _end(lambda: [pid for pid in marked(mark) if not _is_tracker(pid)], patience_s)
-    return killed + _end(lambda: marked(mark), tracker_s)
+    _end(lambda: [pid for pid in marked(mark) if not _is_tracker(pid)], patience_s)
+    _end(lambda: marked(mark), _TRACKER_S)
 
 
 def marked(mark: bytes) -> list[int]:
@@ -54,18 +51,15 @@ def _is_tracker(pid: int) -> bool:
     return False
 
 
-def _end(find: Callable[[], list[int]], patience_s: float) -> int:
+def _end(find: Callable[[], list[int]], patience_s: float) -> None:
     """Waits until none is found, and kills those that remain."""
     end = time.monotonic() + patience_s
     while (found := find()) and time.monotonic() < end:
         time.sleep(_POLL_S)
     end = time.monotonic() + _REAP_S
-    killed = set()
     while found and time.monotonic() < end:  # one that was just being started may come late
         for pid in found:
             with suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
-                killed.add(pid)
         time.sleep(_POLL_S)
         found = find()
-    return len(killed)

@@ -7,6 +7,7 @@ the ranks would: so the queue takes what fits, and what does not is counted and 
 from __future__ import annotations
 
 import os
+import select
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -47,10 +48,11 @@ class Outlet:
 
     Arguments:
         write: called with a key and bytes, in this thread.
+        finish: called there when all is written.
     """
 
-    def __init__(self, write: Callable[[int, bytes], None]) -> None:
-        self._write = write
+    def __init__(self, write: Callable[[int, bytes], None], finish: Callable[[], None] = lambda: None) -> None:
+        self._write, self._finish = write, finish
         self._queue: deque[tuple[int, bytes]] = deque()
         self._waiting = 0
         self._left_out: dict[int, int] = {}
@@ -84,6 +86,7 @@ class Outlet:
                 taken, self._queue = self._queue, deque()
                 left_out, self._left_out = self._left_out, {}
             if not taken and not left_out:
+                self._finish()
                 return
             for key, data in taken:
                 self._write(key, data)
@@ -94,7 +97,10 @@ class Outlet:
 
 
 class Terminal:
-    """Writes to the launcher's own standard output and error (keys 1 and 2); one whose reader is gone is given up."""
+    """Writes to the launcher's own standard output and error (keys 1 and 2); one whose reader is gone is given up.
+
+    Whoever shares a terminal or a pipe with us may have set it not to block: then it is waited for here.
+    """
 
     def __init__(self) -> None:
         self._gone: set[int] = set()
@@ -105,6 +111,8 @@ class Terminal:
         while view and fd not in self._gone:
             try:
                 view = view[os.write(fd, view) :]
+            except BlockingIOError:
+                select.select([], [fd], [])
             except OSError:
                 self._gone.add(fd)
 
@@ -122,7 +130,7 @@ class Files:
         """Writes, or keeps for later."""
         data = self._early.pop(rank, b"") + data
         if rank not in self._begun:
-            if not self._folder.after.exists():
+            if not os.path.lexists(self._folder.after):  # no exception where a disk does not answer
                 self._early[rank] = data[-CHUNK:]
                 return
             self._begun.add(rank)

@@ -87,8 +87,8 @@ class RankLogs:
         self._stop, self._stopper = os.pipe2(os.O_CLOEXEC)
         self._selector.register(self._stop, selectors.EVENT_READ)
         self._terminal = Outlet(Terminal())
-        self._files = Files(folder) if folder is not None else None
-        self._file_outlet = Outlet(self._files) if self._files is not None else None
+        files = Files(folder) if folder is not None else None
+        self._files = Outlet(files, files.finish) if files is not None else None
         self._thread = threading.Thread(target=self._read, name="squall-rank-logs", daemon=True)
 
     @contextmanager
@@ -123,8 +123,8 @@ class RankLogs:
         self._thread.join()
         self._selector.close()
         self._terminal.close()
-        if self._files is not None and self._file_outlet is not None and self._file_outlet.close():
-            self._files.finish()
+        if self._files is not None:
+            self._files.close()
 
     def tails(self) -> dict[int, list[str]]:
         """The last lines of each rank, once closed."""
@@ -135,7 +135,7 @@ class RankLogs:
         if self._folder is None:
             return {}
         paths = {rank: self._folder.file(rank) for rank in range(len(self._tails))}
-        return {rank: path for rank, path in paths.items() if path.exists()}
+        return {rank: path for rank, path in paths.items() if os.path.lexists(path)}
 
     def __enter__(self) -> RankLogs:
         return self
@@ -173,8 +173,8 @@ class RankLogs:
     def _pass_on(self, stream: _Stream, data: bytes) -> None:
         """Keeps the last lines, and hands on what is whole."""
         self._tails[stream.rank].add(data)
-        if self._file_outlet is not None:
-            self._file_outlet.put(stream.rank, data)
+        if self._files is not None:
+            self._files.put(stream.rank, data)
         stream.held += data
         stream.since = time.monotonic()
         self._show(stream, max(stream.held.rfind(b"\n"), stream.held.rfind(b"\r")) + 1)

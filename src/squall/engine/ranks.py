@@ -93,11 +93,12 @@ class Ranks:
 
     def end(self) -> bool:
         """Kills what still runs, whatever has happened; says whether all ranks ended well."""
-        for process in self._ranks.values():
-            if process.poll() is None:
-                process.kill()
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(1)
+        running = [process for process in self._ranks.values() if process.poll() is None]
+        for process in running:
+            process.kill()
+        for process in running:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(1)
         return bool(self._ranks) and all(process.returncode == 0 for process in self._ranks.values())
 
     def outcome(self, output: RankLogs) -> Outcome:
@@ -108,7 +109,6 @@ class Ranks:
             processes=self._processes,
             exits=watch.exits,
             reports=self._reports.read(),
-            now=time.monotonic(),
             states=self._states or {},
             tails=output.tails(),
             logs=output.paths(),
@@ -120,9 +120,8 @@ class Ranks:
 
     def _hear(self) -> None:
         """Takes what signals have come."""
-        with suppress(BlockingIOError):
-            for number in filter(_SIGNALS.__contains__, os.read(self._wakeup, 64)):
-                self._send(self._watch.came(number, time.monotonic()))
+        for number in _taken(self._wakeup):
+            self._send(self._watch.came(number, time.monotonic()))
 
     def _ended(self, rank: int) -> None:
         code = self._ranks[rank].wait()
@@ -145,14 +144,14 @@ class Ranks:
 def _state(pid: int) -> str:
     """The kernel's letter for what a process does: R, S, D, T, ...; nothing where it is gone."""
     with suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
     return ""
 
 
 def _listens(pid: int) -> bool:
     """Whether a process does something of its own at `WHERE`; others would end by it."""
     with suppress(OSError, StopIteration):
-        status = Path(f"/proc/{pid}/status").read_text().splitlines()
+        status = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
         caught = next(line for line in status if line.startswith("SigCgt:")).split()[1]
         return bool(int(caught, 16) >> (WHERE - 1) & 1)
     return False
@@ -160,7 +159,8 @@ def _listens(pid: int) -> bool:
 
 @contextmanager
 def signals() -> Iterator[int]:
-    """A descriptor that gives the numbers of signals as they come; afterwards this process's own handlers are back.
+    """A descriptor that gives the numbers of signals as they come; afterwards this process's own handlers are back, and
+    get those that nobody has read.
 
     A signal that is ignored, as SIGHUP under nohup, stays so.
     """
@@ -177,5 +177,16 @@ def signals() -> Iterator[int]:
             if handler is not None:  # one that Python did not set
                 signal.signal(number, handler)
         signal.set_wakeup_fd(wakeup)
+        unread = _taken(reader)
         os.close(reader)
         os.close(writer)
+        for late in unread:
+            signal.raise_signal(late)
+
+
+def _taken(wakeup: int) -> list[int]:
+    """The signals of ours that have come to a wake-up descriptor."""
+    try:
+        return [number for number in os.read(wakeup, 64) if number in _SIGNALS]
+    except BlockingIOError:
+        return []

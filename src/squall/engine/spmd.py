@@ -22,7 +22,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from squall.cluster.lifeline import LAUNCHER, tie_to_launcher
@@ -42,51 +42,32 @@ _INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "TP_SOCKET_IFNAME")
 _LEFTOVERS_S = 2.0  # after a job that ended well; after a failure there is nothing to wait for
 
 
-def launch(
+def run_ranks(
     arguments: Sequence[str],
     processes: int,
     *,
     threads: int,
-    env: Mapping[str, str] | None = None,
     logs: LogFolder | None = None,
     grace: Grace | None = None,
-) -> int:
-    """Runs ``python *arguments`` in `processes` ranks of this machine, and prints the one error that ended them.
+) -> Outcome:
+    """Runs ``python *arguments`` in `processes` ranks of this machine until all have ended.
 
     Arguments:
         arguments: of this interpreter: ``["-m", "squall", "train", "digits"]``.
         processes: number of ranks.
         threads: of each rank, for arithmetic.
-        env: more environment variables for the ranks.
         logs: where what ranks write is kept; by default nowhere.
         grace: how long ranks have to end.
 
     Returns:
-        The exit status: 0, the failed rank's, or 128 + the number of the signal that stopped the launcher.
+        How they ended: the exit status (0, the failed rank's, or 128 + the number of the signal that stopped the
+        launcher), and the one message that explains it, which is not printed yet.
 
     Raises:
         InputError: fewer than one process or thread.
         RunError: a rank could not be started.
         RuntimeError: called from another thread than the main one: signals could not be forwarded.
     """
-    outcome = run_ranks(arguments, processes, threads=threads, env=env, logs=logs, grace=grace)
-    if outcome.message:
-        sys.stdout.flush()
-        sys.stderr.write(f"{outcome.message}\n")
-        sys.stderr.flush()
-    return outcome.status
-
-
-def run_ranks(
-    arguments: Sequence[str],
-    processes: int,
-    *,
-    threads: int,
-    env: Mapping[str, str] | None = None,
-    logs: LogFolder | None = None,
-    grace: Grace | None = None,
-) -> Outcome:
-    """`launch` without the printing."""
     for flag, number in (("--processes", processes), ("threads", threads)):
         if number < 1:
             raise InputError(f"{flag} {number}", [("rule", "a whole number from 1")])
@@ -94,7 +75,7 @@ def run_ranks(
         raise RuntimeError("ranks are launched from the main thread: only it gets the signals to forward")
     sys.stdout.flush()  # rank 0 writes to the same place
     with Reports() as reports, Meeting() as meeting, signals() as wakeup:
-        given = _environment(threads, processes, meeting.port) | {REPORTS: reports.path} | dict(env or {})
+        given = {**_environment(threads, processes, meeting.port), REPORTS: reports.path}
         ranks = Ranks([sys.executable, *arguments], processes, given, reports, grace or Grace(), wakeup)
         with RankLogs(processes, logs) as output:
             try:
@@ -128,13 +109,11 @@ def as_rank(main: Callable[[], int]) -> int:
         tie_to_launcher(os.environ)
         return main()
     except (Exception, KeyboardInterrupt) as error:
-        interrupted = isinstance(error, KeyboardInterrupt)
-        if not (interrupted and hasattr(error, "headline")):  # a run that saved and left has said so
-            try:
-                report_error(path, error, rank)
-            except OSError:  # the launcher is gone: nobody reads reports any more
-                raise error from None
-        return 128 + signal.SIGINT if interrupted else int(getattr(error, "exit_status", 1))
+        try:
+            report_error(path, error, rank)
+        except OSError:  # the launcher is gone: nobody reads reports any more
+            raise error from None
+        return 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else int(getattr(error, "exit_status", 1))
 
 
 def _environment(threads: int, processes: int, port: int) -> dict[str, str]:

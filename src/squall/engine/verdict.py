@@ -17,7 +17,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Literal
@@ -90,7 +90,6 @@ class Facts:
         processes: ranks of the job.
         exits: in order.
         reports: what ranks said.
-        now: on the clock of the reports.
         states: of each rank that was there when the first failed, the kernel's letter for what it did.
         tails: the last lines that each rank wrote.
         logs: the files that hold all its lines.
@@ -100,7 +99,6 @@ class Facts:
     processes: int
     exits: Sequence[Exit]
     reports: Sequence[Report] = ()
-    now: float = 0.0
     states: Mapping[int, str] = field(default_factory=dict)
     tails: Mapping[int, Sequence[str]] = field(default_factory=dict)
     logs: Mapping[int, Path] = field(default_factory=dict)
@@ -114,8 +112,7 @@ def verdict(facts: Facts) -> Outcome:
     reports = sorted(facts.reports, key=lambda report: report.seconds)
     echoes = [report for report in reports if report.lost_peer]
     own = sorted((report for report in reports if not report.lost_peer), key=lambda report: report.status in LEAVING)
-    said = {report.rank for report in reports}
-    silent = [ended for ended in facts.exits if ended.code and not ended.told and ended.rank not in said]
+    silent = _silent_ends(facts)
     causes = list(_causes(facts, own, echoes, silent))
     if causes:
         return min(causes, key=lambda cause: cause[0])[1]
@@ -139,11 +136,16 @@ def stopped(facts: Facts, number: int, killed: Sequence[int], grace_s: float | N
     """
     own = [report for report in facts.reports if not report.lost_peer]
     if any(report.status not in LEAVING for report in own):  # a rank could not save
-        return verdict(facts)
+        return replace(verdict(facts), cause="failed")  # whatever it was: a job that was asked to stop stays so
     if not any(ended.code for ended in facts.exits):
         return Outcome(0, cause="finished")
     status, name = 128 + number, _name(number)
-    if killed:
+    deaths = [ended for ended in _silent_ends(facts) if ended.code not in LEAVING and ended.code != -number]
+    if deaths:  # whom the launcher had to kill then, it was because of that
+        text = f"stopped by {name}; {_how(facts, deaths[0])}"
+    elif killed and grace_s is not None and any(report.late for report in facts.reports):
+        text = f"stopped by {name}; {verdict(facts).headline}"
+    elif killed:
         ranks = ", ".join(map(str, sorted(killed)))
         why = "killed at once" if grace_s is None else f"killed: not gone within {grace_s:g} s"
         text = f"stopped by {name}; rank {ranks} of {facts.processes} {why}"
@@ -190,7 +192,7 @@ def _said(facts: Facts, report: Report, cause: Cause) -> Outcome:
     lines = [report.message]
     others = facts.processes - sum(each.message == report.message for each in facts.reports)
     if others and report.status != InputError.exit_status and cause != "left":
-        since = max(facts.now - report.seconds, 0)
+        since = max(max(ended.seconds for ended in facts.exits) - report.seconds, 0)
         lines.append(f"  {others} other rank{'' if others == 1 else 's'} stopped in {since:.1f} s")
     headline = report.headline
     if cause == "lost":  # its own words say "this rank"
@@ -199,19 +201,28 @@ def _said(facts: Facts, report: Report, cause: Cause) -> Outcome:
     return Outcome(report.status, "\n".join([*lines, report.hint] if report.hint else lines), cause, headline)
 
 
+def _silent_ends(facts: Facts) -> list[Exit]:
+    """The ends that are no good ones, that the launcher has not told to, and of which the rank has said nothing."""
+    said = {report.rank for report in facts.reports}
+    return [ended for ended in facts.exits if ended.code and not ended.told and ended.rank not in said]
+
+
+def _how(facts: Facts, ended: Exit) -> str:
+    """A rank's end in words."""
+    how = f"was killed by {_name(-ended.code)}" if ended.code < 0 else f"ended with exit status {ended.code}"
+    return f"rank {ended.rank} of {facts.processes} {how}"
+
+
 def _silent(facts: Facts, ended: Exit, echoes: list[Report]) -> Outcome:
     rows: list[Row] = []
-    if ended.code < 0:
-        how = f"was killed by {_name(-ended.code)}"
-        if ended.code == -signal.SIGKILL:
-            often = ("often", "the machine ran out of memory: dmesg says so")
-            rows.append(("found", facts.memory) if facts.memory else often)
-    else:
-        how = f"ended with exit status {ended.code}"
+    if ended.code == -signal.SIGKILL:
+        often = ("often", "the machine ran out of memory: dmesg says so")
+        rows.append(("found", facts.memory) if facts.memory else often)
+    elif ended.code > 0:
         rows.append(("found", "it left no message here; look at what it printed itself"))
     rows += _lines(facts, ended.rank)
     rows += [(f"rank {echo.rank}", echo.headline) for echo in echoes[:1]]
-    error = SquallError(f"rank {ended.rank} of {facts.processes} {how}", rows)
+    error = SquallError(_how(facts, ended), rows)
     error.exit_status = max(ended.code, 1)
     return _outcome(error, "killed" if ended.code < 0 else "failed")
 

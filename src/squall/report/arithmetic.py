@@ -9,7 +9,8 @@ from typing import Any
 from squall.report.blocks import Block, pairs, text_block
 from squall.report.read import RunData
 from squall.report.values import listed, mapping, number, whole
-from squall.report.words import NONE, Html, bytes_of, count, figure, plural, safe
+from squall.report.words import NONE, Html, bytes_of, plural, safe, written
+from squall.units import count
 
 
 def arithmetic(run: RunData) -> list[Block]:
@@ -78,7 +79,7 @@ def _rate_used(run: RunData) -> str:
     rates = [value for value in run.steps.lr if math.isfinite(value)]
     if not rates:
         return ""
-    return f"{figure(rates[0])} in the first step, {figure(max(rates))} at most, {figure(rates[-1])} in the last"
+    return f"{written(rates[0])} in the first step, {written(max(rates))} at most, {written(rates[-1])} in the last"
 
 
 def _network(run: RunData) -> list[tuple[object, object]]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from squall.report.words import Html, safe
+from squall.report.words import Html, join, safe
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,13 @@ class Chart:
 
     def to_json(self) -> dict[str, Any]:
         """For the page."""
-        words = {"title": self.title, "unit": self.unit, "caption": self.caption, "label": self.label}
         return {
             "id": self.id,
             "html": self.html,
-            **words,
+            "title": self.title,
+            "unit": self.unit,
+            "caption": self.caption,
+            "label": self.label,
             "figure": self.figure,
             "log": self.log,
             "linked": self.linked,
@@ -139,12 +141,16 @@ class Document:
         return {"title": self.title, "head": self.head, "running": self.running, "sections": sections}
 
 
+def sections_of(parts: Iterable[tuple[str, str, Sequence[Block | Chart | None]]]) -> list[Section]:
+    """Sections of (id, title, blocks); a block that is None is left out, and so is an empty section."""
+    found = [(name, title, [block for block in blocks if block is not None]) for name, title, blocks in parts]
+    return [Section(name, title, blocks) for name, title, blocks in found if blocks]
+
+
 def text_block(name: str, *parts: object, wide: bool = True) -> Block:
     """A block of markup; texts are escaped."""
-    inside = "".join(safe(part) for part in parts)
-    return Block(
-        name, Html(f'<div class="block text{" wide" if wide else ""}" data-block="{safe(name)}">{inside}</div>')
-    )
+    place = "block text wide" if wide else "block text"
+    return Block(name, Html(f'<div class="{place}" data-block="{safe(name)}">{join(parts, "")}</div>'))
 
 
 def table(
@@ -186,7 +192,8 @@ def pairs(rows: Iterable[tuple[object, object]]) -> Html:
 
 def paragraph(*parts: object, kind: str = "") -> Html:
     """A paragraph."""
-    return Html(f"<p{f' class={chr(34)}{kind}{chr(34)}' if kind else ''}>{''.join(safe(part) for part in parts)}</p>")
+    opening = f'<p class="{kind}">' if kind else "<p>"
+    return Html(f"{opening}{join(parts, '')}</p>")
 
 
 def code(text: object) -> Html:

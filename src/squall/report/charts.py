@@ -12,8 +12,8 @@ from squall.report.read import SPLITS, RunData
 from squall.report.series import running_mean, thinned, window_of
 from squall.report.sessions import sessions
 from squall.report.values import mapping, number, whole
-from squall.report.words import count, plain, plural
-from squall.report.words import figure as written
+from squall.report.words import plain, plural, written
+from squall.units import count
 
 LINKED = "training"
 """Charts over the course of the training zoom together."""
@@ -124,8 +124,9 @@ def rate(run: RunData) -> Chart | None:
     if not y:
         return None
     top = max(y)
-    at = steps.index[list(steps.lr).index(top)]
-    words = f"First {written(y[0])}, highest {written(top)} in step {count(at)}, last {written(y[-1])}."
+    first = f"First {written(y[0])}"
+    highest = f", highest {written(top)} in step {count(steps.index[steps.lr.index(top)])}" if top > y[0] else ""
+    words = f"{first}{highest}, last {written(y[-1])}."
     drawn = figure([line("rate", x, y, "$c4")], axis(run), xaxis=over(run), yaxis={"rangemode": "tozero"})
     button = log_button(y, math.inf)
     return Chart("rate", "Rate", drawn, words, log=button, linked=LINKED)

@@ -88,6 +88,11 @@ def upright(x: float, colour: str = "$muted", text: str = "", dash: str = "dot")
     return shape, {**words, "showarrow": False, "font": {"color": colour, "size": 11}}
 
 
+def thousands(top: float) -> dict[str, Any]:
+    """A y axis from zero to some thousands: 2,500 and, of great numbers, 25k."""
+    return {"rangemode": "tozero", "tickformat": ",~s" if top >= 1e4 else ",~g"}
+
+
 def figure(
     traces: Sequence[dict[str, Any]], x: str, *, shapes: Sequence[dict[str, Any]] = (), **layout: Any
 ) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from squall.report.blocks import code, paragraph
 from squall.report.read import SPLITS, RunData
 from squall.report.sessions import sessions
 from squall.report.values import mapping, number, whole
-from squall.report.words import NONE, Html, count, duration, figure, join, plural, safe, shares
+from squall.report.words import NONE, Html, duration, join, plural, safe, shares, written
+from squall.units import count
 
 _OUTCOMES = ("finished", "running", "submitted", "stopped", "killed", "diverged", "failed")
 
@@ -49,12 +50,11 @@ def badge(outcome: str) -> Html:
 
 def facts(found: Sequence[Fact]) -> Html:
     """Numbers beside each other."""
-    inside = "".join(
-        f"<div><dt>{safe(fact.label)}</dt><dd>{safe(fact.value)}</dd>"
-        f"{f'<dd class={chr(34)}note{chr(34)}>{safe(fact.note)}</dd>' if fact.note else ''}</div>"
-        for fact in found
-    )
-    return Html(f'<dl class="facts">{inside}</dl>')
+    inside = []
+    for fact in found:
+        note = f'<dd class="note">{safe(fact.note)}</dd>' if fact.note else ""
+        inside.append(f"<div><dt>{safe(fact.label)}</dt><dd>{safe(fact.value)}</dd>{note}</div>")
+    return Html(f'<dl class="facts">{"".join(inside)}</dl>')
 
 
 def state(run: RunData) -> Html:
@@ -84,7 +84,8 @@ def _sentence(run: RunData, outcome: str, of: str) -> str:
         left = seconds_left(run)
         return f"{of}{f', about {duration(left)} left' if math.isfinite(left) else ''}; {on}"
     if outcome == "finished":
-        return f"{plural(len(run.epochs) or whole(run.started.get('epochs')), 'epoch')}, {of.split(' of ')[-1]}, {on}"
+        epochs = plural(len(run.epochs) or whole(run.started.get("epochs")), "epoch")
+        return f"{epochs}, {plural(whole(run.started.get('num_steps')) or run.steps_done, 'step')}, {on}"
     if outcome == "submitted":
         return "waits for its turn; nothing is trained yet"
     if outcome == "killed":
@@ -110,18 +111,18 @@ def score(run: RunData) -> Fact:
     for split in ("test", "val"):
         accuracy = run.measured(split, "accuracy")
         if math.isfinite(accuracy):
-            notes = [f"accuracy {shares(accuracy)}"]
             last = number(run.result.get(f"{split}_error_median_last5"))
-            if math.isfinite(last) and len(run.epochs) > 1:
-                notes.append(f"median of last {min(len(run.epochs), 5)} epochs {shares(last)}")
-            return Fact(f"{SPLITS[split]} error", shares(1 - accuracy), ", ".join([*notes, *[epoch] * bool(epoch)]))
+            median = math.isfinite(last) and len(run.epochs) > 1
+            notes = [f"median of last {min(len(run.epochs), 5)} epochs {shares(last)}"] if median else []
+            notes += [f"accuracy {shares(accuracy)}", epoch]
+            return Fact(f"{SPLITS[split]} error", shares(1 - accuracy), ", ".join(filter(None, notes)))
     for split in ("test", "val"):
         for name in sorted(mapping(run.epochs[-1].get(split)) if run.epochs else ()):
             value = run.measured(split, name)
             if math.isfinite(value):
-                return Fact(f"{SPLITS[split]} {name}", figure(value), epoch)
+                return Fact(f"{SPLITS[split]} {name}", written(value), epoch)
     losses = [number(e.get("train_loss")) for e in run.epochs[-1:]] or list(run.steps.loss[-1:]) or [math.nan]
-    return Fact("training loss", figure(losses[0]), epoch or ("of the last step" if not run.epochs else ""))
+    return Fact("training loss", written(losses[0]), epoch or ("of the last step" if not run.epochs else ""))
 
 
 def _numbers(run: RunData) -> list[Fact]:
@@ -130,7 +131,7 @@ def _numbers(run: RunData) -> list[Fact]:
     beside = f"{duration(measuring)} of it evaluation" if measuring > 0 else ""
     processes = run.processes[-1]
     speed = run.speed
-    each = f"{figure(speed / processes)} a process" if math.isfinite(speed) and processes > 1 else ""
+    each = f"{written(speed / processes)} a process" if math.isfinite(speed) and processes > 1 else ""
     found = [
         Fact("time", duration(run.seconds), beside),
         Fact("samples a second", f"{speed:,.0f}" if math.isfinite(speed) else NONE, each),

@@ -184,6 +184,8 @@
     const held = frame(block.id);
     if (!held) return made(block.html);
     if (!block.figure) return old.html === block.html ? held : replaced(held, block.html);
+    if (block.log !== old.log) held.querySelector(".tools").replaceWith(made(block.html).querySelector(".tools"));
+    held.querySelector("[data-do='log']")?.setAttribute("aria-pressed", String(isLogarithmic(block)));
     held.querySelector(".caption").textContent = block.caption;
     held.querySelector(".plot").setAttribute("aria-label", block.label);
     return held;

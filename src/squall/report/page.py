@@ -37,7 +37,7 @@ def html(document: Document, *, live: bool = False) -> str:
             f"script-src {_hash(plotly)} {_hash(own)}",
             "style-src 'unsafe-inline'",  # plotly places its parts by style attributes
             "img-src data: blob:",
-            f"connect-src {chr(39)}{'self' if live else 'none'}{chr(39)}",
+            "connect-src 'self'" if live else "connect-src 'none'",
             "base-uri 'none'",
             "form-action 'none'",
         ]

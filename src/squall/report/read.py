@@ -13,19 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from squall.records import SPENT
-from squall.report.folder import (
-    JOB,
-    LOCK,
-    RECIPE,
-    RECORDS,
-    RESULT,
-    SESSIONS,
-    STARTED,
-    held,
-    json_of,
-    result_of,
-    toml_of,
-)
+from squall.report import folder as disk
 from squall.report.series import median
 from squall.report.tail import Tail
 from squall.report.values import mapping, number, whole
@@ -76,7 +64,7 @@ class RunData:
         steps, epochs, logs, notes, events: the records; `events` are those of sessions.jsonl.
         ended: the last record of a run that ended.
         held: a process holds the folder's lock: it works on the run now.
-        submitted: it waits for its turn on a cluster.
+        submitted: it waits for its turn on a cluster, and has no records.
         torn, damaged: the records end in a line that is not whole; whole lines that could not be read.
     """
 
@@ -106,13 +94,12 @@ class RunData:
     @property
     def state(self) -> str:
         """running, submitted, killed, or the outcome: finished, stopped, diverged, failed; as `squall runs` has it."""
-        if self.held:
-            return "running"
         last = [event for event in self.events if event.get("kind") in ("session", "session_ended")][-1:]
-        for found in (self.result, *last, self.ended):
-            if found.get("outcome"):
-                return str(found["outcome"])
-        return "submitted" if self.submitted and not self.started else "killed"
+        return disk.state(
+            running=self.held,
+            outcomes=[found.get("outcome") for found in (self.result, *last, self.ended)],
+            submitted=self.submitted,
+        )
 
     @property
     def steps_done(self) -> int:
@@ -179,11 +166,11 @@ class Reader:
     def __init__(self, folder: Path, label: str = "") -> None:
         self.folder = folder
         self._label = label or folder.resolve().name
-        self._records, self._sessions = Tail(folder / RECORDS), Tail(folder / SESSIONS)
+        self._records, self._sessions = Tail(folder / disk.RECORDS), Tail(folder / disk.SESSIONS)
         self._run = RunData(folder, self._label)
 
     def read(self) -> RunData:
-        """The run as it is now; the same object each time."""
+        """The run as it is now: what was read before, and what has come since."""
         anew, records = self._records.look()
         if anew:
             events = self._run.events
@@ -194,11 +181,13 @@ class Reader:
         anew, events = self._sessions.look()
         run.events = events if anew else run.events + events
         run.torn, run.damaged = self._records.torn, self._records.damaged + self._sessions.damaged
-        run.held = held(self.folder / LOCK)
-        run.result, run.launch = result_of(self.folder / RESULT, run.events), json_of(self.folder / STARTED)
-        run.submitted = (self.folder / JOB).is_file()
+        run.held = disk.held(self.folder)
+        run.submitted = (self.folder / disk.JOB).is_file() and not (self.folder / disk.RECORDS).exists()
+        began = [event for event in run.events if event.get("kind") == "session"]
+        run.result = disk.result_of(self.folder, began[-1] if began else {})
+        run.launch = disk.read_json(self.folder / disk.STARTED)
         if not run.recipe_text:
-            run.recipe_text, run.recipe = toml_of(self.folder / RECIPE)
+            run.recipe_text, run.recipe = disk.read_toml(self.folder / disk.RECIPE)
         return run
 
     def _take(self, record: Mapping[str, Any]) -> None:
@@ -207,7 +196,9 @@ class Reader:
             run.steps.add(record)
             run.ended = {}
         elif kind == "epoch":
-            run.epochs = [e for e in run.epochs if whole(e.get("epoch")) < whole(record.get("epoch"))] + [dict(record)]
+            while run.epochs and whole(run.epochs[-1].get("epoch")) >= whole(record.get("epoch")):
+                run.epochs.pop()  # one that comes again, or after its successors, takes their place
+            run.epochs.append(dict(record))
         elif kind == "started":
             run.started = run.started or record
             run.ended = {}

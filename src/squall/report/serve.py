@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from squall.errors import InputError
+from squall.report.blocks import Document
 from squall.report.page import data, html, plotly_script
 from squall.report.read import Reader
 from squall.report.several import document
@@ -75,17 +76,20 @@ class Live:
     def page(self) -> bytes:
         """The page as it is now."""
         with self._reading:
-            return html(document([reader.read() for reader in self._readers]), live=True).encode()
+            return html(self._document(), live=True).encode()
 
     def data(self) -> bytes:
         """What the page shows, as JSON; of a long run a while old, so that following it takes no tenth of a core."""
         with self._reading:
             now = time.monotonic()
             if now - self._built > _AGES * self._cost:
-                self._body = data(document([reader.read() for reader in self._readers]).to_json()).encode()
+                self._body = data(self._document().to_json()).encode()
                 self._built = time.monotonic()
                 self._cost = self._built - now
             return self._body
+
+    def _document(self) -> Document:
+        return document([reader.read() for reader in self._readers])
 
 
 class _Server(ThreadingHTTPServer):

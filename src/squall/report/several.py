@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from squall.report import together
-from squall.report.blocks import Block, Chart, Document, Section, code, pairs, paragraph, table, text_block
+from squall.report.blocks import Block, Chart, Document, code, pairs, paragraph, sections_of, table, text_block
 from squall.report.groups import (
     LEAST,
     Group,
@@ -23,7 +23,8 @@ from squall.report.read import SPLITS, RunData
 from squall.report.single import single
 from squall.report.tables import told
 from squall.report.values import mapping, number, whole
-from squall.report.words import NONE, Html, count, duration, join, plural, safe, shares, shortly
+from squall.report.words import NONE, Html, duration, join, plural, safe, shares, shortly
+from squall.units import count
 
 _MOST_KEYS = 40
 
@@ -41,9 +42,8 @@ def document(runs: Sequence[RunData]) -> Document:
         ("scaling", "Scaling", _scaling(grouped)),
         ("environment", "Environment", [_environment(runs)]),
     ]
-    sections = [Section(n, t, kept) for n, t, blocks in parts if (kept := [b for b in blocks if b is not None])]
     running = any(run.state == "running" for run in runs)
-    return Document(f"{len(runs)} runs of {_names(runs)}", _head(runs, grouped), sections, running)
+    return Document(f"{len(runs)} runs of {_names(runs)}", _head(runs, grouped), sections_of(parts), running)
 
 
 def _names(runs: Sequence[RunData]) -> str:
@@ -111,12 +111,12 @@ def _differences(runs: Sequence[RunData]) -> Block | None:
     found = differences(runs)
     if not found:
         return text_block("differences", paragraph("All runs have the same recipe, seed included."))
-    rows = [(key, *(plain_or_none(value) for value in values)) for key, values in list(found.items())[:_MOST_KEYS]]
+    rows = [(key, *(_shown(value) for value in values)) for key, values in list(found.items())[:_MOST_KEYS]]
     head = ["differs in", *(run.label for run in runs)]
     return text_block("differences", table("Where the recipes differ", head, rows))
 
 
-def plain_or_none(value: str) -> str:
+def _shown(value: str) -> str:
     """A value of a recipe, shortened; a dash where a recipe lacks it."""
     return f"{value[:47]}…" if len(value) > 48 else value or NONE
 
@@ -169,15 +169,17 @@ def _scaling(grouped: Sequence[Group]) -> list[Block | Chart | None]:
 
 
 def _environment(runs: Sequence[RunData]) -> Block:
-    """What is the same everywhere, and what is not."""
-    facts_ = [_facts(run) for run in runs]
-    keys = dict.fromkeys(key for found in facts_ for key in found)
-    values = {key: list(dict.fromkeys(found.get(key, NONE) for found in facts_)) for key in keys}
-    rows = [(key, some[0] if len(some) == 1 else f"differs: {'; '.join(some[:6])}") for key, some in values.items()]
+    """What is the same in all runs that tell it (one that was killed tells no versions), and what is not."""
+    values: dict[str, dict[str, None]] = {}
+    for run in runs:
+        prints = mapping(run.result.get("fingerprint") or run.started.get("fingerprint"))
+        found = {**prints, **mapping(run.result.get("versions")), "commit": run.result.get("commit")}
+        for key, value in found.items():
+            if text := told(value):
+                values.setdefault(key.replace("_", " "), {})[text] = None
+    rows = [(key, _one_or_all(list(some))) for key, some in values.items()]
     return text_block("environment", pairs(rows), wide=False)
 
 
-def _facts(run: RunData) -> dict[str, str]:
-    prints = mapping(run.result.get("fingerprint") or run.started.get("fingerprint"))
-    values = {**prints, **mapping(run.result.get("versions")), "commit": run.result.get("commit")}
-    return {key.replace("_", " "): told(value) or NONE for key, value in values.items()}
+def _one_or_all(values: Sequence[str]) -> str:
+    return values[0] if len(values) == 1 else f"differs: {'; '.join(values[:6])}"

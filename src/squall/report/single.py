@@ -4,39 +4,32 @@ from __future__ import annotations
 
 from squall.report import charts, tables, work
 from squall.report.arithmetic import arithmetic
-from squall.report.blocks import Block, Chart, Document, Section, paragraph, text_block
+from squall.report.blocks import Block, Chart, Document, paragraph, sections_of, text_block
 from squall.report.head import head
+from squall.report.ledger import ledger
 from squall.report.read import RunData
 from squall.report.values import whole
-from squall.report.words import count
+from squall.units import count
 
 _MOST_NOTES = 50
 
 
 def single(run: RunData) -> Document:
-    """Its sections; what a run has no records of is left out."""
+    """All of it."""
     metrics, more = charts.metrics(run)
     left = paragraph(f"{count(more)} more metrics stand in records.jsonl.", kind="quiet")
+    learning = [charts.loss(run), *metrics, charts.rate(run), text_block("left", left) if more else None]
     parts: list[tuple[str, str, list[Block | Chart | None]]] = [
-        (
-            "learning",
-            "Learning",
-            [charts.loss(run), *metrics, charts.rate(run), text_block("left", left) if more else None],
-        ),
+        ("learning", "Learning", learning),
         ("time", "Time", [work.speed(run), work.time(run), tables.time_table(run)]),
         ("ranks", "Ranks", [work.ranks(run), tables.slow_block(run)]),
         ("sessions", "Sessions", [work.timeline(run), tables.sessions_table(run), tables.saves_table(run)]),
         ("arithmetic", "Arithmetic", [*arithmetic(run)] if run.started else []),
-        ("ledger", "Ledger", [tables.ledger(run)] if run.started else []),
+        ("ledger", "Ledger", [ledger(run)] if run.started else []),
         ("notes", "Notes", [_notes(run)]),
         ("environment", "Environment", [*tables.environment(run)]),
     ]
-    sections = [
-        Section(name, title, kept)
-        for name, title, blocks in parts
-        if (kept := [block for block in blocks if block is not None])
-    ]
-    return Document(_title(run), head(run), sections, run.state == "running")
+    return Document(_title(run), head(run), sections_of(parts), run.state == "running")
 
 
 def _title(run: RunData) -> str:

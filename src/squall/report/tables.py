@@ -1,4 +1,4 @@
-"""What stands in words and tables on the page of one run: arithmetic, time, sessions, ledger, environment."""
+"""What stands in words and tables on the page of one run: time, slow ranks, sessions, checkpoints, environment."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
-from squall.report.blocks import Block, code, pairs, paragraph, table, text_block
+from squall.report.blocks import Block, pairs, paragraph, table, text_block
 from squall.report.read import RunData
 from squall.report.series import median
 from squall.report.sessions import Save, SessionData, sessions, slow_ranks
-from squall.report.values import mapping, number, whole
-from squall.report.words import NONE, Html, bytes_of, count, duration, plural, safe, when
+from squall.report.values import mapping, number
+from squall.report.words import NONE, Html, bytes_of, duration, plural, safe, when
 from squall.report.work import split_of_epochs
+from squall.units import count
 
 _MEANING = {
     "data": "reading batches",
     "compute": "forward, backward, update",
     "communication": "sums under way",
     "wait": "for slower ranks",
-    "save": "copying a checkpoint",
+    "save": "copying the state: for a checkpoint, before an epoch's last step",
     "evaluation": "between epochs, on validation and test data",
 }
 _MOST_SLOW = 20
@@ -113,30 +114,6 @@ def _save(save: Save) -> tuple[object, ...]:
 def _step_seconds(run: RunData) -> float:
     seconds = run.steps.seconds
     return median([b - a for a, b in pairwise(seconds)])
-
-
-def ledger(run: RunData) -> Block:
-    """What the ledger found, as a sentence and numbers."""
-    found = mapping(run.result.get("ledger"))
-    if not found:
-        why = "It closes when the run finishes." if run.state == "running" else "The run came to no end that closes it."
-        return text_block("ledger", paragraph(f"No ledger. {why}"))
-    samples, distinct, least, most, skipped = (
-        whole(found.get(key)) for key in ("samples", "distinct", "least", "most", "skipped")
-    )
-    times = (
-        ("exactly once" if most == 1 else f"exactly {count(most)} times")
-        if least == most
-        else f"{least} to {most} times"
-    )
-    words = f"{plural(samples, 'sample')} read: each of {count(distinct)} seen {times}."
-    if skipped:
-        words += f" {plural(skipped, 'read')} skipped: images that do not decode."
-    complete = "Every sample was seen exactly as often as the order says." if found.get("complete") else ""
-    complete = complete or "Not as the order says: samples are missing or were seen too often."
-    rows = [("digest", code(found.get("digest", NONE)))]
-    note = paragraph("Equal digests: the same samples stood in the same workers of the same steps.", kind="quiet")
-    return text_block("ledger", paragraph(words), paragraph(complete), pairs(rows), note)
 
 
 def environment(run: RunData) -> list[Block]:

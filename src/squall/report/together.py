@@ -9,13 +9,12 @@ from typing import Any
 
 from squall.report.blocks import Chart
 from squall.report.charts import LINKED, log_button, over
-from squall.report.draw import DASHES, NUM_COLOURS, PART_COLOURS, band, bars, dotted, figure, line
+from squall.report.draw import DASHES, NUM_COLOURS, PART_COLOURS, band, bars, dotted, figure, line, thousands
 from squall.report.groups import LEAST, Group, split_used
 from squall.report.read import SPLITS, RunData
 from squall.report.series import running_mean, thinned, window_of
 from squall.report.values import number, whole
-from squall.report.words import figure as written
-from squall.report.words import plain
+from squall.report.words import plain, written
 from squall.report.work import split_of_epochs
 
 _MOST_NAMED = 12
@@ -56,7 +55,7 @@ def loss(runs: Sequence[RunData]) -> Chart | None:
             drawn_values += ys
     if not traces:
         return None
-    words = "Training loss, a running mean over a fiftieth of each run's steps."
+    words = "Training loss: a running mean over a fiftieth of each run's steps."
     drawn = figure(traces, axis, **_frame(runs, axis))
     return Chart("loss", "Loss", drawn, words, log=log_button(drawn_values, _STEEP), linked=LINKED)
 
@@ -132,7 +131,7 @@ def speed(runs: Sequence[RunData]) -> Chart | None:
             traces.append(dotted(run.label, x, y, colour(at), line=_style(at), form=",.0f"))
     if not traces:
         return None
-    frame = {**_frame(runs, "epoch"), "yaxis": {"rangemode": "tozero", "tickformat": ",~s" if top >= 1e4 else ",~g"}}
+    frame = {**_frame(runs, "epoch"), "yaxis": thousands(top)}
     return Chart("speed", "Throughput", unit="samples/s", figure=figure(traces, "epoch", **frame), linked=LINKED)
 
 
@@ -182,8 +181,8 @@ def scaling_charts(found: Sequence[tuple[Group, Sequence[tuple[int, float, float
     if len(ticks) > 1 and ticks[-1] / ticks[0] >= 8:
         x["type"] = "log"
     named = len(found) <= _MOST_NAMED
-    top = {"rangemode": "tozero", "tickformat": "~s"}
-    one = figure(speeds, "processes", xaxis=x, yaxis=top, showlegend=named)
+    top = max(value for trace in speeds for value in trace["y"] if value is not None)
+    one = figure(speeds, "processes", xaxis=x, yaxis=thousands(top), showlegend=named)
     hundred = line("ideal", [ticks[0], ticks[-1]], [100, 100], "$muted", line=dash, form=".0f")
     percent = {"ticksuffix": " %", "rangemode": "tozero"}
     two = figure([hundred, *shares], "processes", xaxis=x, yaxis=percent, showlegend=named)

@@ -11,9 +11,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import escape
 
-from squall.units import count, megabytes, percent
-
-__all__ = ["Html", "bytes_of", "count", "duration", "figure", "join", "percent", "plain", "safe", "shortly", "when"]
+from squall import units
 
 NONE = "–"
 """Stands where there is no value."""
@@ -43,7 +41,7 @@ def plain(text: object, most: int = 48) -> str:
     return escape(line, quote=False)
 
 
-def figure(value: float, digits: int = 4) -> str:
+def written(value: float, digits: int = 4) -> str:
     """A number with a few digits: 0.33276, 2.3019, 1,234,567, 4.76e-05."""
     if not math.isfinite(value):
         return NONE if math.isnan(value) else str(value)
@@ -54,23 +52,16 @@ def figure(value: float, digits: int = 4) -> str:
 
 def shares(fraction: float) -> str:
     """A share as a percentage, or a dash."""
-    return percent(fraction) if math.isfinite(fraction) else NONE
+    return units.percent(fraction) if math.isfinite(fraction) else NONE
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: 12 ms, 4.6 s, 3 min 20 s, 2 h 5 min, 3 d 4 h."""
+    """As `units.duration`, also milliseconds: 12 ms, 4.6 s, 3 min 20 s; a dash where nobody knows."""
     if not math.isfinite(seconds):
         return NONE
     if abs(seconds) < 0.9995:
         return "0 s" if seconds == 0 else f"{1000 * seconds:.3g} ms"
-    if seconds < 99.95:
-        return f"{seconds:.1f} s"
-    rounded = round(seconds)
-    if rounded < 3600:
-        return f"{rounded // 60} min {rounded % 60} s"
-    if rounded < 48 * 3600:
-        return f"{rounded // 3600} h {rounded % 3600 // 60} min"
-    return f"{rounded // 86400} d {rounded % 86400 // 3600} h"
+    return units.duration(seconds)
 
 
 def bytes_of(number: float) -> str:
@@ -79,7 +70,7 @@ def bytes_of(number: float) -> str:
         return NONE
     if number < 1e3:
         return f"{number:.0f} B"
-    return f"{number / 1e3:.0f} kB" if number < 1e6 else megabytes(number)
+    return f"{number / 1e3:.0f} kB" if number < 1e6 else units.megabytes(number)
 
 
 def when(time: float) -> str:
@@ -98,4 +89,4 @@ def shortly(digest: object, digits: int = 12) -> str:
 
 def plural(number: int, word: str, many: str = "") -> str:
     """ "1 run", "1,437 runs"."""
-    return f"{count(number)} {word if number == 1 else many or word + 's'}"
+    return f"{units.count(number)} {word if number == 1 else many or word + 's'}"

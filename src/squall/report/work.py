@@ -9,12 +9,13 @@ from typing import Any
 from squall.records import SPENT
 from squall.report.blocks import Chart
 from squall.report.charts import LINKED, axis, marks, over
-from squall.report.draw import NUM_COLOURS, PART_COLOURS, band, bars, dotted, figure, line
+from squall.report.draw import NUM_COLOURS, PART_COLOURS, band, bars, dotted, figure, line, thousands
 from squall.report.read import RunData
 from squall.report.series import median, stretches
 from squall.report.sessions import Save, sessions
 from squall.report.values import listed, mapping, number, whole
-from squall.report.words import count, duration, plain, plural
+from squall.report.words import duration, plain, plural
+from squall.units import count
 
 _MOST_LINES = 64
 _FEW_SESSIONS = 12
@@ -38,16 +39,18 @@ def speed(run: RunData) -> Chart | None:
         axis(run),
         shapes=shapes,
         xaxis=over(run),
-        yaxis={"rangemode": "tozero", "tickformat": ",~s" if max(finite) >= 1e4 else ",~g"},
+        yaxis=thousands(max(finite)),
     )
     return Chart("speed", "Throughput", drawn, " ".join([words, *told]), unit="samples/s", linked=LINKED)
 
 
 def _speed_of_steps(run: RunData) -> tuple[list[float], list[float]]:
     steps = run.steps
+    evaluation = {whole(epoch.get("step"), -1): _seconds(epoch.get("evaluation")) for epoch in run.epochs}
     x, y = [], []
     for stretch in stretches(len(steps) - 1, 40):
         seconds = steps.seconds[stretch[-1] + 1] - steps.seconds[stretch[0]]
+        seconds -= sum(evaluation.get(steps.index[i], 0.0) for i in stretch)
         if seconds > 0:
             x.append(run.at(steps.index[stretch[-1] + 1] + 1))
             y.append(sum(steps.samples[i + 1] for i in stretch) / seconds)
@@ -160,7 +163,7 @@ def timeline(run: RunData) -> Chart | None:
     y_axis |= {"autorange": False, "range": [len(found) + 0.6, 0.4]}
     x_axis = {**over(run), "rangemode": "tozero"}
     drawn = figure(traces, axis(run), xaxis=x_axis, yaxis=y_axis, hovermode="closest", showlegend=False)
-    drawn["height"] = min(80 + 28 * len(found), 420)
+    drawn["height"] = min(100 + 28 * len(found), 440)
     return Chart("sessions", "Sessions over the training", drawn, ", ".join(words) + ".", wide=True, linked=LINKED)
 
 

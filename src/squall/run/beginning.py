@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from squall.records import Noted
 from squall.run import account, folder, resuming, state, tensorboard, trackers
+from squall.run.collect import on_main
 from squall.run.guards import check_scheduler
 from squall.run.profile import Profile
 
@@ -49,10 +50,15 @@ class Start:
         body = self.found.body if self.found is not None else None
         if run.saver.is_on:
             run.saver.signals.listen()  # before anybody reads that the run has begun
+
+        def open_files() -> None:
+            if path is not None:
+                (path / folder.RESULT).unlink(missing_ok=True)
+                _note_start(path, run)
+                run.book.write_to(path / folder.RECORDS, path / folder.SESSIONS, body["records"] if body else 0)
+
+        on_main(run.world, open_files)
         if path is not None:
-            (path / folder.RESULT).unlink(missing_ok=True)
-            _note_start(path, run)
-            run.book.write_to(path / folder.RECORDS, path / folder.SESSIONS, body["records"] if body else 0)
             run.book.track(_trackers(run, path, self.first_step))
         started = account.started(run, stepper.order, run.model, self.first_step)
         if self.found is None:

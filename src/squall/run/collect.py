@@ -13,19 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from squall.checkpoint.layout import DTYPES
 from squall.cluster.world import World
 from squall.errors import InputError, RunError, SquallError
 
-_DTYPES = (
-    torch.float32,
-    torch.float64,
-    torch.int64,
-    torch.int32,
-    torch.bool,
-    torch.uint8,
-    torch.bfloat16,
-    torch.float16,
-)
+_DTYPES = tuple(DTYPES.values())
 _MOST_DIMENSIONS = 8
 
 
@@ -77,20 +69,23 @@ def on_main(world: World, do: Callable[[], str | None]) -> str:
     """What a function gives on rank 0, on every rank; an error of rank 0 is raised on all of them.
 
     Raises:
-        InputError: as raised there; or what the system said, on every rank.
+        InputError: as raised there; or what the system said of a file.
+        RunError: as raised there.
     """
     said: dict[str, Any] = {}
     if world.rank == 0:
         try:
             said = {"text": do() or ""}
         except SquallError as error:
-            said = {"error": [error.headline, error.rows, error.hint]}
+            said = {"error": [error.headline, error.rows, error.hint], "of_run": isinstance(error, RunError)}
         except OSError as error:
-            said = {"error": [f"{error.filename or 'a file'}: {error.strerror or error}", [], ""]}
+            rows = [("found", error.strerror or str(error)), ("to do", "make room, or look at its permissions")]
+            said = {"error": [f"{error.filename or 'a file'} cannot be read or written", rows, ""], "of_run": False}
     heard = json.loads(say(world, json.dumps(said)))
     if "error" in heard:
         headline, rows, hint = heard["error"]
-        raise InputError(headline, [(label, text) for label, text in rows], hint)
+        kind = RunError if heard["of_run"] else InputError
+        raise kind(headline, [(label, text) for label, text in rows], hint)
     text: str = heard["text"]
     return text
 
@@ -114,6 +109,8 @@ def join_blocks(world: World, block: torch.Tensor | None) -> torch.Tensor:
     if world.group is None:
         assert block is not None
         return block.detach().cpu()
+    if block is not None and block.dtype not in _DTYPES:
+        raise RunError(f"values of {block.dtype} cannot be joined over processes", [("to do", "values.float()")])
     rows = each(world, -1 if block is None else len(block))
     source = next(rank for rank, count in enumerate(rows) if count >= 0)
     shape = _shape(world, block, source)
@@ -132,8 +129,7 @@ def join_blocks(world: World, block: torch.Tensor | None) -> torch.Tensor:
             piece = block.detach().contiguous().to(world.device)
         else:
             piece = torch.empty((count, *shape[1:]), dtype=dtype, device=world.device)
-        wire = piece.view(torch.uint8) if dtype == torch.bool else piece
-        broadcast(world, wire, rank)
+        broadcast(world, piece.view(torch.uint8), rank)
         parts.append(piece.cpu())
     return torch.cat(parts)
 

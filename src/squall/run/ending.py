@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +13,8 @@ from torch import nn
 
 from squall.errors import RunError
 from squall.model import weights
-from squall.run.collect import differing
-from squall.run.folder import EMA_WEIGHTS, WEIGHTS
+from squall.run.collect import differing, on_main
+from squall.run.folder import EMA_WEIGHTS, RESULT, WEIGHTS, write_json
 from squall.run.guards import check_left
 from squall.run.leaving import how_to_go_on
 from squall.run.ledger import Ledger
@@ -50,21 +52,47 @@ def settled(run: Run, ledger: Ledger) -> dict[str, Any]:
     return {"weights_sha256": sha256, "ledger": found.as_dict()}
 
 
-def write_weights(run: Run, path: Path, sha256: str) -> None:
+def write_weights(run: Run, path: Path | None, sha256: str) -> None:
     """Writes the final weights, and the averaged ones; and what a full disk has kept waiting of the records.
 
+    Arguments:
+        path: of the run's folder, on the rank that writes.
+
     Raises:
-        RunError: the disk does not take them; the run can be resumed.
+        RunError: the disk does not take them; on every rank.
     """
+
+    def write() -> None:
+        if path is None:
+            return
+        with _writing("the weights", path):
+            run.book.flush()
+            weights.save(path / WEIGHTS, _tensors(run.model), {"squall": "weights", "sha256": sha256})
+            if run.ema is not None:
+                with run.ema.swapped():
+                    weights.save(path / EMA_WEIGHTS, _tensors(run.model), {"squall": "ema"})
+
+    on_main(run.world, write)
+
+
+def write_result(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes how the run ended.
+
+    Raises:
+        RunError: the disk does not take it.
+    """
+    with _writing("the result", path):
+        write_json(path / RESULT, values)
+
+
+@contextmanager
+def _writing(what: str, path: Path) -> Iterator[None]:
+    """What the system says of the disk, with how to go on: the run can be resumed."""
     try:
-        run.book.flush()
-        weights.save(path / WEIGHTS, _tensors(run.model), {"squall": "weights", "sha256": sha256})
-        if run.ema is not None:
-            with run.ema.swapped():
-                weights.save(path / EMA_WEIGHTS, _tensors(run.model), {"squall": "ema"})
+        yield
     except (OSError, SafetensorError) as error:
         raise RunError(
-            f"the weights cannot be written to {path}",
+            f"{what} cannot be written to {path}",
             [("found", getattr(error, "strerror", None) or str(error)), ("to do", "make room, then:")],
             how_to_go_on(path),
         ) from error

@@ -4,7 +4,7 @@ recipe.toml          the resolved recipe
 run.json             how it was started: target, flags, or the script of a loop of one's own; the fields of squall.Run
 records.jsonl        what happened, an event a line; tb/ holds it as TensorBoard events where that is installed
 sessions.jsonl       who worked on it and when: processes that came and left, checkpoints, slow ranks
-checkpoints/         step-NNNNNNNN: a state to go on from (`checkpoint.py`)
+checkpoints/         step-NNNNNNNN: a state to go on from (`squall.checkpoint`)
 logs/                what ranks and trackers wrote to standard error, and tracebacks
 trackers.json        who else got the records, and under which name
 weights.safetensors  final weights and buffers under the module's own names; ema.safetensors beside it
@@ -73,10 +73,6 @@ class Folder:
         except InputError:
             self.close()
             raise
-
-    def write_json(self, name: str, values: Mapping[str, Any]) -> None:
-        """Writes a JSON file whole or not at all."""
-        write_json(self.path / name, values)
 
     def close(self) -> None:
         """Gives the folder free; one that was made and holds nothing is taken away again.

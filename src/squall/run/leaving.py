@@ -38,30 +38,31 @@ class Preempted(SystemExit):
 Left = Interrupted | Preempted
 
 
-def left_by(why: str, number: int, run: Run, saved_step: int | None, *, asked: bool) -> Left:
+def left_by(why: str, number: int, run: Run, saved_step: int | None, ordered_step: int) -> Left:
     """The exception to leave by.
 
     Arguments:
         why: "stop" or "resize".
-        number: of the signal, for a stop.
+        number: of the signal that a rank got; 0: a request in the run's folder.
         saved_step: of the newest checkpoint that is whole.
-        asked: by a request in the run's folder, not by a signal.
+        ordered_step: of the one that was to be written; a step earlier where an evaluation was broken off.
     """
-    name = signal.Signals(number).name
-    by = "on request" if asked else f"by {'Ctrl-C' if name == 'SIGINT' else name}"
-    by = "for another number of processes" if why == "resize" else by
+    by = "for another number of processes" if why == "resize" else "on request"
+    if why == "stop" and number:
+        by = f"by {'Ctrl-C' if number == signal.SIGINT else signal.Signals(number).name}"
     headline = f"stopped {by} after step {run.steps_done:,}"
-    if saved_step == run.steps_done:
-        advice = how_to_go_on(run.path)
-    elif saved_step is None:
+    advice = how_to_go_on(run.path)
+    if saved_step is None:
         advice = "nothing could be saved: the run starts from its beginning again"
-    else:
-        advice = f"that step could not be saved; from step {saved_step:,}: {how_to_go_on(run.path)}"
+    elif saved_step != ordered_step:
+        advice = f"that step could not be saved; from step {saved_step:,}: {advice}"
+    elif saved_step < run.steps_done:
+        advice = f"its evaluation was broken off; from step {saved_step:,}: {advice}"
     if why == "resize":
         return Preempted(RESIZED, headline, advice)
     if number == signal.SIGINT:
         return Interrupted(headline, advice)
-    return Preempted(128 + number, headline, advice)
+    return Preempted(128 + (number or signal.SIGTERM), headline, advice)
 
 
 def how_to_go_on(folder: Path | None) -> str:

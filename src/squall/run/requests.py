@@ -29,7 +29,7 @@ class Request:
     processes: int = 0
 
 
-def leave(folder: Path, request: Request) -> None:
+def ask(folder: Path, request: Request) -> None:
     """Asks a run; what was asked before and not yet followed is forgotten."""
     write_json(folder / FILE, asdict(request))
 
@@ -38,9 +38,10 @@ def waiting(folder: Path) -> Request | None:
     """What is asked of a run now."""
     try:
         values = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        return Request(**values)
+        request = Request(**values)
     except (OSError, ValueError, TypeError):
         return None
+    return request if request.do in ("stop", "resize") else None
 
 
 def take_away(folder: Path) -> None:

@@ -56,7 +56,7 @@ def find(world: World, path: Path | None, spec: RunSpec) -> Found | None:
         InputError: there are checkpoints and none is whole; a newer Squall wrote it; its records are gone; a run of
             other numbers that was never saved.
     """
-    found: list[files.Checkpoint] = []
+    own: dict[str, torch.Tensor] = {}
 
     def look() -> str:
         assert path is not None
@@ -65,15 +65,13 @@ def find(world: World, path: Path | None, spec: RunSpec) -> Found | None:
             _check_same_start(path, spec)
             return "{}"
         check_records(path / RECORDS, checkpoint.body)
-        found.append(checkpoint)
+        own.update(checkpoint.vectors())
         return json.dumps({"body": checkpoint.body, "passed_over": checkpoint.passed_over})
 
     heard = json.loads(on_main(world, look))
     if not heard:
         return None
-    checkpoint = found[0] if found else None
     entries = [Entry.of_json(values) for values in heard["body"]["tensors"]]
-    own = dict(checkpoint.vectors()) if checkpoint is not None else {}
     vectors = {}
     for dtype, length in lengths(entries).items():
         vector = own.pop(dtype) if own else torch.empty(length, dtype=DTYPES[dtype])
@@ -153,7 +151,11 @@ def check_records(path: Path, body: Mapping[str, Any]) -> None:
     if size < body["records"]:
         raise InputError(
             f"{path} is shorter than when the checkpoint was written",
-            [("found", f"{size:,} of {body['records']:,} bytes"), ("rule", "a run goes on with its records")],
+            [
+                ("found", f"{size:,} of {body['records']:,} bytes"),
+                ("rule", "a run goes on with its records"),
+                ("to do", f"bring the file back from a copy; or remove {path.parent} and begin anew"),
+            ],
         )
 
 

@@ -27,7 +27,7 @@ class Retention:
         self._best: tuple[float, int] | None = (float(best[0]), int(best[1])) if best else None
         if self._best is not None and self._best[1] not in self._held:
             self._best = (self._best[0], -1)  # its value still decides, though it is gone
-        self._hoped: tuple[float, int] | None = None
+        self._hopes: dict[int, float] = {}  # steps whose values were the best, and which are not known to be whole
 
     @property
     def newest(self) -> int | None:
@@ -36,15 +36,15 @@ class Retention:
 
     def is_better(self, value: float, step: int) -> bool:
         """Whether a value is the best so far; if so, the checkpoint of that step is hoped to become the best."""
-        before = self._best[0] if self._best else math.nan
-        better = math.isfinite(value) and (math.isnan(before) or (value < before if self._less else value > before))
+        before = [*self._hopes.values(), *([self._best[0]] if self._best else [])]
+        better = math.isfinite(value) and all(value < other if self._less else value > other for other in before)
         if better:
-            self._hoped = (value, step)
+            self._hopes[step] = value
         return better
 
     def best_with(self, step: int) -> tuple[float, int] | None:
         """The best, if the checkpoint of a step comes to be whole."""
-        return self._hoped if self._hoped is not None and self._hoped[1] == step else self._best
+        return (self._hopes[step], step) if step in self._hopes else self._best
 
     def removable(self, step: int) -> list[int]:
         """What may go once the checkpoint of a step is whole."""
@@ -57,5 +57,9 @@ class Retention:
         """The checkpoint of a step is whole, and what may go is gone."""
         gone = self.removable(step)
         self._best = self.best_with(step)
-        self._hoped = None
+        self._hopes.pop(step, None)
         self._held = {*self._held, step} - set(gone)
+
+    def has_failed(self, step: int) -> None:
+        """There is no checkpoint of a step: its value decides nothing."""
+        self._hopes.pop(step, None)

@@ -169,7 +169,7 @@ class Run:
 
         Call it before `steps`, with the same names in every session; their state must be the same on all ranks.
         """
-        self.saver.kept.add(objects)
+        self.saver.kept.add(objects, begun=self.begun)
 
     # -- training ----------------------------------------------------------------------------------------------
 
@@ -309,8 +309,7 @@ class Run:
             next(self._iteration, None)  # a loop that took the last step and asked for no further one
         advice = "" if self._outcome == "finished" else ending.left_early(self, stepper)
         found = ending.settled(self, stepper.ledger)
-        if self._folder is not None:
-            ending.write_weights(self, self._folder.path, found["weights_sha256"])
+        ending.write_weights(self, self._folder.path if self._folder is not None else None, found["weights_sha256"])
         self.saver.finish()
         return self._end(self._outcome, advice, {**found, **values})
 
@@ -361,7 +360,7 @@ class Run:
         if step is not None and step.sums is not None:
             step.check_finite()
             self.book.note_step(step)
-            self.saver.hear(step.sums.votes)
+            self.saver.hear(step.index, step.sums.votes)
 
     def _announce(self, stepper: Stepper, num_samples: int) -> None:
         """The first thing that is written: from here on there is a run."""
@@ -381,7 +380,7 @@ class Run:
         self.saver.close(outcome, advice)
         result = account.result(self, outcome, advice, values)
         if self._folder is not None:
-            self._folder.write_json(folder.RESULT, result.values)
+            ending.write_result(self._folder.path, result.values)
         self._ended = True
         self.book.emit(Ended(outcome, advice, result.values["seconds"], result.values))
         self.close()

@@ -14,7 +14,6 @@ evaluation anywhere else is finished first.
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import time
 from collections.abc import Mapping
@@ -71,7 +70,7 @@ class Saver:
         self._looked = self._last_save = time.monotonic()
         self._request: requests.Request | None = None
         self._copied: dict[str, Any] | None = None  # an order for a state that is copied and not written
-        self._copied_step = self._ordered_step = -1
+        self._copied_step = self._ordered_step = self._heard_step = -1
         self._blocked = 0.0
         self._length = 0  # of the records when the last loop's body was over
 
@@ -83,7 +82,7 @@ class Saver:
 
     @property
     def saved_step(self) -> int | None:
-        """Updates that the newest whole checkpoint holds."""
+        """Updates that the newest whole checkpoint holds, as rank 0 knows."""
         return self._retention.newest
 
     def agree(self) -> None:
@@ -127,7 +126,7 @@ class Saver:
         less = self.spec.best is not None and self.spec.best[1]
         held = [step for step in files.steps_of(self.folder) if step <= start_step] if run.is_main else []
         self._retention = Retention(self.spec.keep, less, held, body["best"] if body is not None else None)
-        self._ordered_step = start_step if body is not None else -1
+        self._ordered_step = self._heard_step = start_step if body is not None else -1
         self._last_save = time.monotonic()
 
     # -- what ranks tell each other ------------------------------------------------------------------------------------
@@ -142,9 +141,9 @@ class Saver:
         busy = self._background is not None and self._background.busy
         return float(stop), float(resize), float(busy), float(self._run.is_main and self._is_time())
 
-    def hear(self, votes: Mapping[str, float]) -> None:
+    def hear(self, step: int, votes: Mapping[str, float]) -> None:
         """All ranks' votes of a step."""
-        self._votes = dict(votes)
+        self._votes, self._heard_step = dict(votes), step
         self._pending |= votes["due"] > 0
 
     def end_step(self, step: Step, before: float, after: float) -> None:
@@ -161,8 +160,10 @@ class Saver:
         self._pending |= best or self.spec.is_due(step.index, before, after)
         leaving = self._votes.get("stop") or self._votes.get("resize")
         last = step.index + 1 == self._order.num_steps
-        saves = leaving or (self._pending and (best or last or not self._votes.get("busy")))
-        ahead = not last and not self._votes.get("busy") and self._order.step(step.index + 1).ends_epoch
+        # on a GPU the votes are those of the step before: cast, maybe, before the last order was given
+        writing = self._votes.get("busy") or self._heard_step < self._ordered_step
+        saves = leaving or (self._pending and (best or last or not writing))
+        ahead = not last and not writing and self._order.step(step.index + 1).ends_epoch
         if saves or ahead:
             self._run.settle_late()
             self._length = self._run.book.length
@@ -187,8 +188,8 @@ class Saver:
         """All ranks have left an evaluation, since one was asked to: saves what is not on disk yet, and leaves."""
         if self._run.body_ended:
             self.save()
-        elif self._copied is not None and self._copied_step == self._run.steps_done - 1:
-            self._write(self._copied)
+        elif self._copied_step == self._run.steps_done - 1:
+            self._write()
         asked = self._request.do if self._request is not None and not self.signals.noted else ""
         marks = each(self._run.world, 2 * bool(self.signals.noted or asked == "stop") + (asked == "resize"))
         return self.leave("resize" if max(marks) == 1 else "stop")
@@ -200,8 +201,7 @@ class Saver:
         self._pending = False
         if self._copied_step != self._run.steps_done:
             self._copy()
-        if self._copied is not None:
-            self._write(self._copied)
+        self._write()
         self._last_save = time.monotonic()
 
     def finish(self) -> None:
@@ -227,9 +227,10 @@ class Saver:
         if self._run.is_main and self._request is not None and self._request.do == "stop":
             assert self._run.path is not None
             requests.take_away(self._run.path)  # the one for another number of processes is the launcher's to follow
-        number = self.signals.noted or signal.SIGTERM
-        asked = not self.signals.noted and self._request is not None
-        left = left_by(why, number, self._run, self.saved_step, asked=asked)
+        noted = each(self._run.world, self.signals.noted)
+        newest = each(self._run.world, -1 if self.saved_step is None else self.saved_step)[0]
+        number, saved_step = next(filter(None, noted), 0), newest if newest >= 0 else None
+        left = left_by(why, number, self._run, saved_step, self._ordered_step)
         self._run.leave(left)
         return left
 
@@ -241,9 +242,9 @@ class Saver:
             self._background = None
             if self._run.is_main:
                 files.sweep(self.folder)
-        if self._order is not None and self._run.is_main and self._run.path is not None:
+        began, self._order = self._order is not None, None
+        if began and self._run.is_main and self._run.path is not None:
             self._run.book.emit(SessionEnded(time.time(), self._run.steps_done, outcome, why))
-            self._order = None
         self.signals.close()
 
     # -- inside --------------------------------------------------------------------------------------------------------
@@ -283,7 +284,7 @@ class Saver:
                     "ledger": {"digest": digest, "skipped": skipped},
                     "book": run.book.state(),
                     "records": self._length,
-                    "random": state.encoded(state.random_state(run.world.device)),
+                    "random": state.random_state(run.world.device),
                     "best": self._retention.best_with(step),
                 }
                 order |= self._completion(step, body)
@@ -291,11 +292,12 @@ class Saver:
         self._blocked = time.perf_counter() - started
         run.book.note_saving(self._blocked)
 
-    def _write(self, order: dict[str, Any]) -> None:
-        """Orders the copied state written."""
-        assert self._background is not None
-        self._copied, self._ordered_step = None, int(order["step"])
-        self._background.order(order)
+    def _write(self) -> None:
+        """Orders the copied state written, unless it was."""
+        order, self._copied, self._ordered_step = self._copied, None, self._copied_step
+        if order is not None:
+            assert self._background is not None
+            self._background.order(order)
 
     def _collected(self) -> state.State:
         """What is trained, and what the loop keeps."""
@@ -368,17 +370,12 @@ class Saver:
 
     def _answered(self, answer: Mapping[str, Any] | None) -> None:
         """What the writer said of the last order."""
-        if answer is None:
+        if answer is None or not self._run.is_main:
             return
-        step, error = int(answer["step"]), str(answer.get("error", ""))
-        try:
-            self._run.book.flush()
-        except OSError as full:  # a checkpoint counts on the records before it
-            error = error or full.strerror or str(full)
-        if not self._run.is_main:
-            return
-        if error:
-            self._run.book.emit(SaveFailed(step, error, self.saved_step))
+        step = int(answer["step"])
+        if "error" in answer:
+            self._retention.has_failed(step)
+            self._run.book.emit(SaveFailed(step, str(answer["error"]), self.saved_step))
             return
         self._retention.is_whole(step)
         self._run.book.emit(Saved(step, self._blocked, float(answer["seconds"]), int(answer["bytes"])))

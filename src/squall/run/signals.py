@@ -17,7 +17,6 @@ from typing import Any
 
 LEAVING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
-
 _ONE_S = 5.0
 """Signals that come together are one."""
 
@@ -41,7 +40,7 @@ class Signals:
         if threading.current_thread() is not threading.main_thread() or self._before:
             return
         for number in LEAVING:
-            if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):  # nohup; C's, which cannot be given back
                 self._before[number] = signal.signal(number, self._note)
 
     def close(self) -> None:
@@ -52,13 +51,12 @@ class Signals:
                 signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        at_once = number != signal.SIGINT and time.monotonic() - self._at < _ONE_S
-        if self.noted and os.getpid() == self._process and (self.deaf or at_once) and number != signal.SIGINT:
-            return
-        if self.noted or os.getpid() != self._process:  # a loader process, forked after `listen`, just ends
+        if os.getpid() != self._process:  # a loader process, forked after `listen`, just ends
             self._pass_on(number, frame)
-            return
-        self.noted, self._at = number, time.monotonic()
+        elif not self.noted:
+            self.noted, self._at = number, time.monotonic()
+        elif number == signal.SIGINT or not (self.deaf or time.monotonic() - self._at < _ONE_S):
+            self._pass_on(number, frame)
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         """What would have happened without us."""

@@ -145,9 +145,9 @@ def _restore_optimizer(
         optimizer.load_state_dict(saved)  # a class with a form of its own
         return
     optimizer.load_state_dict({**saved, "state": {}})
+    counts = any(group.get("capturable") or group.get("fused") for group in optimizer.param_groups)
     for index, state in saved["state"].items():
         parameter = parameters[index]
-        counts = any(group.get("capturable") or group.get("fused") for group in optimizer.param_groups)
         optimizer.state[parameter] = {name: _placed(value, parameter.device, counts) for name, value in state.items()}
 
 
@@ -180,33 +180,22 @@ def taken_out(entries: list[Entry], vectors: Mapping[str, torch.Tensor]) -> dict
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """The global generators of this process; taken after each update, so that nothing is converted here."""
+    """The global generators of this process, as plain JSON."""
+    version, numbers, gauss = random.getstate()
+    legacy: Any = np.random.get_state()
+    kind, keys, *rest = legacy
     found = {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),
-        "torch": torch.default_generator.get_state(),
+        "python": [version, _text(np.array(numbers, dtype=np.uint32)), gauss],
+        "numpy": [kind, _text(keys), *rest],
+        "torch": _text(torch.default_generator.get_state().numpy()),
     }
     if device.type == "cuda":
-        found["cuda"] = torch.cuda.get_rng_state(device)
+        found["cuda"] = _text(torch.cuda.get_rng_state(device).numpy())
     return found
 
 
-def encoded(found: Mapping[str, Any]) -> dict[str, Any]:
-    """What `random_state` gave, as plain JSON."""
-    version, numbers, gauss = found["python"]
-    kind, keys, *rest = found["numpy"]
-    plain_state = {
-        "python": [version, _text(np.array(numbers, dtype=np.uint32)), gauss],
-        "numpy": [kind, _text(keys), *rest],
-        "torch": _text(found["torch"].numpy()),
-    }
-    if "cuda" in found:
-        plain_state["cuda"] = _text(found["cuda"].cpu().numpy())
-    return plain_state
-
-
 def set_random_state(held: Mapping[str, Any], device: torch.device) -> None:
-    """Puts the global generators back, from plain JSON."""
+    """Puts the global generators back."""
     version, numbers, gauss = held["python"]
     random.setstate((version, tuple(_numbers(numbers, np.uint32).tolist()), gauss))
     kind, keys, *rest = held["numpy"]
@@ -233,13 +222,19 @@ class Kept:
     def __init__(self) -> None:
         self._objects: dict[str, Any] = {}
 
-    def add(self, objects: Mapping[str, Any]) -> None:
+    def add(self, objects: Mapping[str, Any], *, begun: bool) -> None:
         """Takes objects in, by name.
 
         Raises:
             InputError: one has no `state_dict` and `load_state_dict`.
+            RunError: the training has begun, so that nothing would be put back.
         """
         for name, value in objects.items():
+            if begun:
+                raise RunError(
+                    f"run.keep({name}=...) was called after the training had begun",
+                    [("rule", "what a checkpoint holds is put back there"), ("to do", "call it before run.steps(...)")],
+                )
             if not all(callable(getattr(value, method, None)) for method in ("state_dict", "load_state_dict")):
                 raise InputError(
                     f"run.keep({name}=...) got a {type(value).__name__}",

@@ -123,9 +123,9 @@ class Child:
 def _descendants(pid: int) -> list[int]:
     """Processes below one, the lowest first: a client's service may have left for a session of its own."""
     found: list[int] = []
-    with suppress(OSError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):  # a thread that has just ended; the children of the others count all the same
+            for child in children.read_text().split():
                 found += [*_descendants(int(child)), int(child)]
     return found
 
@@ -175,7 +175,7 @@ def headline(error: BaseException) -> str:
 
 def clean(text: str) -> str:
     """A text without the names and passwords of its addresses (https://name:password@host)."""
-    return re.sub(r"(?<=://)[^/@\s]+@", "", text)
+    return re.sub(r"(?<=://)[^/?#\s]+@", "", text)  # up to the last @: some passwords hold one
 
 
 def _leave_with(parent: int) -> None:

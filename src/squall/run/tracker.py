@@ -56,10 +56,12 @@ class Buffer:
         return len(self._thin) + len(self._rest)
 
     def put(self, point: Point, when: float) -> None:
-        """Adds a point, at the price of another one where there is no room."""
+        """Adds a point; where there is no room, at the price of the oldest step, or of itself if it is the only one."""
         if len(self) >= self._capacity:
-            (self._thin or self._rest).popleft()
             self.dropped += 1
+            if point.thin and not self._thin:
+                return
+            (self._thin or self._rest).popleft()
         (self._thin if point.thin else self._rest).append((self._count, when, point))
         self._count += 1
 

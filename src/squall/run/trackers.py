@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -56,7 +55,7 @@ def make(
     name: str,
     config: Mapping[str, Any],
     start_step: int,
-    warn: Callable[[str], None] | None = None,
+    warn: Callable[[str], None],
     close_s: float = CLOSE_S,
 ) -> list[Tracker]:
     """The trackers of a run, as sinks that start with its first record.
@@ -69,7 +68,7 @@ def make(
         name: of the run.
         config: what fixes it; tables become dotted names.
         start_step: the first step that is computed now.
-        warn: is told, in the calls of the sinks, what a person should know; by default standard error is.
+        warn: is told, in the calls of the sinks, what a person should know.
         close_s: seconds that the last values have to arrive, from the run's end on.
 
     Raises:
@@ -89,7 +88,7 @@ def make(
             },
             flat(config),
             keep=partial(known.keep, tracker),
-            warn=warn or _say,
+            warn=warn,
             log=folder / LOGS / f"{tracker}.log" if folder else None,
             close_s=close_s,
         )
@@ -141,7 +140,3 @@ def _installed(name: str) -> bool:
     """A package, not just a folder of that name: wandb leaves one wherever it has run."""
     spec = importlib.util.find_spec(name)
     return spec is not None and spec.origin is not None
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"squall: {text}\n")
