@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from squall.cluster.group import Group
 from squall.cluster.world import World, listener, open_store
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -113,5 +114,6 @@ def make_world(store: str, rank: int, size: int) -> World:
     options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     options._devices = [dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")]  # type: ignore[attr-defined]
     options._timeout = timedelta(seconds=60)
-    group = dist.ProcessGroupGloo(dist.PrefixStore("group", meeting), rank, size, options)  # type: ignore[attr-defined]
-    return World(rank, size, rank, size, torch.device("cpu"), group, dist.PrefixStore("text", meeting), timeout_s=60)
+    gloo = dist.ProcessGroupGloo(dist.PrefixStore("group", meeting), rank, size, options)  # type: ignore[attr-defined]
+    text = dist.PrefixStore("text", meeting)
+    return World(rank, size, rank, size, torch.device("cpu"), Group(gloo), text, timeout_s=60)

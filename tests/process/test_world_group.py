@@ -48,6 +48,7 @@ def main():
     import torch
     import torch.distributed as dist
     from squall.cluster.world import join, PeerMissingError
+    from squall.errors import RunError
     world = join("cpu", timeout_s=60)
     rank, size, group = world.rank, world.size, world.group
     facts = {"place": [rank, size, world.local_rank, world.local_size], "default group": dist.is_initialized()}
@@ -76,11 +77,16 @@ def main():
     except PeerMissingError as error:
         facts["deadline"] = error.text()
     group.barrier().wait()
-    del group, work, sends, receives, quick  # the sockets live as long as anybody holds these
+    del work, sends, receives, quick  # messages hold the sockets, `quick` the store; `group` may well stay
     world.close()
     world.close()
     own = [entry for entry in listening_and_connected(os.getpid()) if entry[2] == "0A"]
-    facts["closed"] = [world.group is None, world.store is None, own]
+    threads = [Path("/proc/self/task", thread, "comm").read_text() for thread in os.listdir("/proc/self/task")]
+    facts["closed"] = [world.group is None, world.store is None, own, [name for name in threads if "gloo" in name]]
+    try:
+        group.barrier()
+    except RunError as error:
+        facts["parted"] = error.text()
     say(sys.argv[1], world, **facts)
     return 0
 sys.exit(as_rank(main))
@@ -146,7 +152,8 @@ def check_talk(facts: list[dict[str, Any]], size: int) -> None:
         assert fact["gathered"] == list(range(size))
         assert f"rank {rank} waited 0.05 s for 'nobody puts this'" in fact["deadline"]
         assert f"local rank {', '.join(str(r) for r in range(size) if r != rank)} of machine 0" in fact["deadline"]
-        assert fact["closed"] == [True, True, []]
+        assert fact["closed"] == [True, True, [], []]  # also its threads, though somebody still holds the group
+        assert "after they had parted" in fact["parted"]
 
 
 @pytest.fixture(scope="module")

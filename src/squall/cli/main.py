@@ -23,6 +23,7 @@ from squall.cluster.place import Place
 from squall.engine.report import REPORTS
 from squall.engine.spmd import as_rank
 from squall.errors import InputError, SquallError
+from squall.stdout import mute
 from squall.version import own_version
 
 INTERRUPTED = 130
@@ -95,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("squall: stopped by Ctrl-C", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone: squall recipes | head -1
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        mute()
         return 1
     except Exception as error:
         if place is not None:

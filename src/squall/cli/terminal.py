@@ -22,9 +22,19 @@ from squall.cli.summary import summary
 from squall.events import resumed, save_failed, slow
 from squall.recipe import Recipe
 from squall.records import Ended, EpochEnded, Noted, Record, SaveFailed, Sink, Slow, Started, Stepped
+from squall.stdout import mute
 
 _REDRAW_S = 0.5
 _WIDTH = 30  # of the bar
+
+
+class Screen(Console):
+    """A console for a run that is not to end because nobody reads any more."""
+
+    def on_broken_pipe(self) -> None:
+        """Goes on in silence, where rich would end the process."""
+        self.quiet = True
+        mute()
 
 
 class Terminal:
@@ -50,7 +60,7 @@ class Terminal:
         out: TextIO | None = None,
     ) -> None:
         self._recipe, self._about, self._version, self._next, self._quiet = recipe, about, version, next_line, quiet
-        self._console = Console(file=out or sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self._console = Screen(file=out or sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=True)
         self._started: Started | None = None
         self._table: Table | None = None
         self._bar = Bar(self._console) if self._console.is_terminal and not quiet else None
@@ -204,8 +214,11 @@ def json_lines(out: TextIO | None = None) -> Sink:
     stream = out or sys.stdout
 
     def sink(record: Record) -> None:
-        stream.write(record.to_json() + "\n")
-        stream.flush()
+        try:
+            stream.write(record.to_json() + "\n")
+            stream.flush()
+        except BrokenPipeError:
+            mute()
 
     return sink
 

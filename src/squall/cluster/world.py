@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
+from squall.cluster.group import Group
 from squall.cluster.lifeline import tie_to_launcher
 from squall.cluster.place import LOOPBACK, Place, find, is_loopback
 from squall.errors import InputError, RunError
@@ -55,7 +56,7 @@ class World:
     local_rank: int
     local_size: int
     device: torch.device
-    group: dist.ProcessGroup | None
+    group: Group | None
     store: Store | None
     node: str = "0"
     timeout_s: float = 300.0
@@ -99,7 +100,7 @@ class World:
     def close(self) -> None:
         """Gives up group and store; a second call does nothing. Messages under way on other ranks fail."""
         if self.group is not None:
-            cast(Any, self.group).shutdown()
+            self.group.close()
         # frozen for everybody else: a closed world holds no sockets and no threads
         object.__setattr__(self, "group", None)
         object.__setattr__(self, "store", None)
@@ -252,20 +253,20 @@ def open_store(server: socket.socket, timeout: timedelta) -> TCPStore:
     return TCPStore(LOOPBACK, port, None, True, timeout, False, True, fd)
 
 
-def _group(store: Store, place: Place, device: torch.device, timeout: timedelta) -> dist.ProcessGroup:
+def _group(store: Store, place: Place, device: torch.device, timeout: timedelta) -> Group:
     if device.type == "cuda":
         nccl = cast(Any, dist).ProcessGroupNCCL
         options = nccl.Options()
         options._timeout = timeout
         group = nccl(store, place.rank, place.size, options)
         group.eager_connect_single_device(device)
-        return cast(dist.ProcessGroup, group)
+        return Group(group)
     gloo = cast(Any, dist).ProcessGroupGloo
     options = gloo._Options()
     address = _address(place)
     options._devices = [gloo.create_device(hostname=address) if address else gloo.create_default_device()]
     options._timeout = timeout
-    return cast(dist.ProcessGroup, gloo(store, place.rank, place.size, options))
+    return Group(gloo(store, place.rank, place.size, options))
 
 
 def _address(place: Place) -> str:

@@ -154,7 +154,7 @@ def check_open(path: Path) -> None:
         same = "it would compute the same numbers again" if ended == "diverged" else "a run never overwrites another"
         raise InputError(
             f"the run folder {path} holds a run that {'diverged' if ended == 'diverged' else 'is finished'}",
-            [("rule", same), ("to do", f"choose another folder with --out DIR, or remove {path}")],
+            [("rule", same), ("to do", f"begin a new run in another folder, or remove {path}")],
         )
     _check_writable(path)
 

@@ -7,6 +7,7 @@ from typing import TextIO
 
 from squall.events import resumed, save_failed, slow
 from squall.records import Ended, EpochEnded, Noted, Record, SaveFailed, Slow, Started
+from squall.stdout import mute
 from squall.units import count, percent
 
 
@@ -24,7 +25,10 @@ class Progress:
         """Prints the events that a person follows; steps are left out."""
         line = self._line(record)
         if line:
-            print(line, file=self._stream or sys.stdout, flush=True)
+            try:
+                print(line, file=self._stream or sys.stdout, flush=True)
+            except BrokenPipeError:
+                mute()
 
     def _line(self, record: Record) -> str:
         if isinstance(record, Started) and record.start_step:
