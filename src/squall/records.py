@@ -263,3 +263,16 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
     return value
+
+
+def dotted(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested tables as one.
+
+    Example:
+        >>> dotted({"seed": 1, "lr": {"base": 0.1}})
+        {'seed': 1, 'lr.base': 0.1}
+    """
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= dotted(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
+    return found

@@ -11,7 +11,7 @@ import pytest
 from squall.errors import InputError, MissingExtraError
 from squall.run import track_mlflow, track_wandb, trackers
 from squall.run.result import Outcome
-from squall.run.trackers import Known, check, flat, make
+from squall.run.trackers import Known, check, make, plain
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
@@ -97,7 +97,7 @@ def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_a_configuration_becomes_dotted_names(values: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    assert flat(values) == expected
+    assert plain(values) == expected
 
 
 def test_each_outcome_has_a_status_in_each_tracker() -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from squall.records import dotted
 from squall.report.read import RunData
 from squall.report.series import median
 from squall.report.values import mapping
@@ -23,21 +23,10 @@ _OWN_LOOP = ("name", "global_batch_size", "worker_batch_size", "epochs", "num_sa
 _NO_MATTER = ("seed", "name")
 
 
-def flat(values: Mapping[str, Any], above: str = "") -> dict[str, str]:
-    """A recipe as dotted keys and texts."""
-    found: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{above}{key}.")
-        else:
-            found[f"{above}{key}"] = str(value)
-    return found
-
-
 def recipe_of(run: RunData) -> dict[str, str]:
     """What fixed the training, seed included; of a loop of one's own, what its first record tells."""
     if run.recipe:
-        return {key: value for key, value in flat(run.recipe).items() if key != "name"}
+        return {key: str(value) for key, value in dotted(run.recipe).items() if key != "name"}
     return {key: str(run.started.get(key, "")) for key in (*_OWN_LOOP, "seed")}
 
 

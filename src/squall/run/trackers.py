@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from squall.errors import InputError, MissingExtraError, nearest
+from squall.records import dotted
 from squall.run.folder import LOGS, write_json
 from squall.run.tracker import CLOSE_S, Tracker
 
@@ -86,7 +87,7 @@ def make(
                 "start_step": start_step,
                 "folder": str(folder.absolute()) if folder else None,
             },
-            flat(config),
+            plain(config),
             keep=partial(known.keep, tracker),
             warn=warn,
             log=folder / LOGS / f"{tracker}.log" if folder else None,
@@ -123,17 +124,13 @@ class Known:
         return found if isinstance(found, dict) else {}
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Tables as dotted names; values as JSON knows them, those that are not set left out."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            found.update(flat(value, f"{prefix}{key}."))
-        elif isinstance(value, str | int | float | bool):
-            found[f"{prefix}{key}"] = value
-        elif value is not None:
-            found[f"{prefix}{key}"] = json.dumps(value, default=str)
-    return found
+def plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables as dotted names; values as trackers know them, those that are not set left out."""
+    return {
+        key: value if isinstance(value, str | int | float | bool) else json.dumps(value, default=str)
+        for key, value in dotted(config).items()
+        if value is not None
+    }
 
 
 def _installed(name: str) -> bool:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from squall.errors import InputError
 from squall.recipe import Recipe, to_toml
 from squall.recipe import load as load_recipe
+from squall.records import dotted
 from squall.run.folder import EMA_WEIGHTS, RECIPE, RECORDS, RESULT, WEIGHTS, write_text
 
 if TYPE_CHECKING:
@@ -118,23 +118,12 @@ def write_recipe(run: Run, recipe: Recipe) -> None:
 
 def _differences(before: Recipe, now: Recipe) -> list[tuple[str, str]]:
     """Fields of a recipe that differ and change the result."""
-    old, new = (flat(recipe.model_dump(mode="json")) for recipe in (before, now))
+    old, new = (dotted(recipe.model_dump(mode="json")) for recipe in (before, now))
     return [
         (key, f"{old.get(key)!r} there, {new.get(key)!r} here")
         for key in dict.fromkeys([*old, *new])
         if old.get(key) != new.get(key) and key not in _FREE and not key.startswith("checkpoint.")
     ]
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as one, keys joined by dots."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
 
 
 def load(run: str | Path, model: nn.Module | None = None, *, ema: bool | None = None) -> nn.Module:

@@ -20,7 +20,7 @@ from squall.errors import InputError, SquallError, UserCodeError
 from squall.loop import Job
 from squall.optim.build import build
 from squall.recipe import Recipe
-from squall.records import Sink
+from squall.records import Sink, dotted
 from squall.run import Result, Run
 from squall.run.folder import clear
 from squall.run.placing import check_parameters
@@ -28,7 +28,7 @@ from squall.strategy import STRATEGIES
 from squall.task import Task
 from squall.training.parts import compose
 from squall.training.progress import Progress
-from squall.training.saved import flat, write_recipe
+from squall.training.saved import write_recipe
 from squall.training.users import checked_steps, explained, guarded, model_from
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -89,7 +89,7 @@ def train(
             profile=profile,
             **run_spec(recipe),
         )
-        run.started, run.config = started, flat(recipe.model_dump(mode="json"))
+        run.started, run.config = started, dotted(recipe.model_dump(mode="json"))
         write_recipe(run, recipe)
         model = _in_place(model_from(task).train(), run)
         optimizer = guarded(lambda: _optimizer(model, recipe), "the optimiser")
