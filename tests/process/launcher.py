@@ -25,19 +25,18 @@ def command(*arguments: str, leave_s: float = 60.0) -> list[str]:
 @contextmanager
 def launcher(*arguments: str, leave_s: float = 60.0) -> Iterator[subprocess.Popen[str]]:
     """A launcher that runs; ended at the end, if it has not."""
-    process = subprocess.Popen(
-        command(*arguments, leave_s=leave_s),
+    with subprocess.Popen(
+        ["env", "--default-signal=HUP", *command(*arguments, leave_s=leave_s)],  # the tests may run under nohup
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         bufsize=1,
         start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def lines(process: subprocess.Popen[str], number: int) -> list[str]:
