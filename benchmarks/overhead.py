@@ -117,7 +117,7 @@ def _times(run: squall.Run, model: nn.Module, data: Any, num_steps: int) -> tupl
         book.note_step = note_step if kind else lambda step: None
         book.end_epoch = end_epoch if kind else lambda *_: None
         saver.end_step = end_step if kind else lambda *_: None
-        saver.hear = hear if kind else lambda votes: None
+        saver.hear = hear if kind else lambda *_: None
         stepper.votes = votes if kind else lambda: (0.0,) * len(VOTES)
         before, copied = time.process_time(), sum(copies)
         for images, labels in step:

@@ -1,5 +1,6 @@
 """A launcher in a process of its own, which a test may signal and kill. Its two ranks run a script."""
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ def command(*arguments: str, leave_s: float = 60.0) -> list[str]:
 def launcher(*arguments: str, leave_s: float = 60.0) -> Iterator[subprocess.Popen[str]]:
     """A launcher that runs; ended at the end, if it has not."""
     with subprocess.Popen(
-        ["env", "--default-signal=HUP", *command(*arguments, leave_s=leave_s)],  # the tests may run under nohup
+        command(*arguments, leave_s=leave_s),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -37,6 +38,16 @@ def launcher(*arguments: str, leave_s: float = 60.0) -> Iterator[subprocess.Pope
             yield process
         finally:
             process.kill()
+
+
+@contextmanager
+def hangup(handler: signal.Handlers) -> Iterator[None]:
+    """What processes that are started now do at SIGHUP: the tests themselves may run under nohup."""
+    before = signal.signal(signal.SIGHUP, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def lines(process: subprocess.Popen[str], number: int) -> list[str]:

@@ -12,10 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-from squall.cli import flags, processes, restarts, sizes
+from squall.cli import flags, processes, restarts, sizes, states
 from squall.cli.folders import RUNS
 from squall.cli.session import Wish, start, work
-from squall.cli.states import LAST
 from squall.cli.target import Target, import_from, load_task
 from squall.errors import InputError
 from squall.recipe import load
@@ -70,20 +69,16 @@ def resume(
 
 
 def _find(run: str) -> Path:
-    """The folder of a run that may not have come to its end: a path, a name under runs/, or "last" for the newest.
+    """The folder of a run that may not have come to its end.
 
     Raises:
-        InputError: there is no such run.
+        InputError: there is no such run, or it has not begun.
     """
-    if run == LAST:
-        folders = sorted((p.parent for p in RUNS.glob(f"*/{RECORDS}")), key=lambda p: (p / RECORDS).stat().st_mtime)
-        if folders:
-            return folders[-1]
-        raise InputError(f"there is no run in {RUNS}/ yet", [("to do", "squall train digits")])
-    for path in (Path(run), RUNS / run):
-        if (path / RECORDS).is_file():
-            return path
-    raise InputError(f"{run} is no run folder", [("found", f"no {RECORDS} in it"), ("to do", "squall runs lists them")])
+    folder = states.find(run, RUNS)
+    if not (folder / RECORDS).is_file():
+        found, to_do = f"no {RECORDS} in it", f"squall runs show {folder} says what became of it"
+        raise InputError(f"{folder} holds no training to go on with", [("found", found), ("to do", to_do)])
+    return folder
 
 
 def _nothing_to_do(folder: Path) -> str:
