@@ -118,6 +118,7 @@ class SessionBegan(Record):
 
     Attributes:
         start_step: the first step that they compute; 0 or that of the checkpoint they go on from.
+        launched: whether a launcher of Squall's watches over them, which can start them again in another number.
     """
 
     kind: ClassVar[str] = "session"
@@ -128,6 +129,7 @@ class SessionBegan(Record):
     start_step: int
     fingerprint: Mapping[str, Any]
     version: str
+    launched: bool = True
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from squall.checkpoint import files
 from squall.cluster.world import World
 from squall.errors import SquallError
 from squall.run import ending
+from squall.run.leaving import words
 from squall.run.steps import Step
 from tests.jobs import run_job
 from tests.unit.runs import make_data, make_model, summed
@@ -89,7 +90,7 @@ def ask_one(out: Path, world: World) -> tuple[Any, str, str]:
     try:
         loop(out, body, world)
     except SystemExit as left:
-        return left.code, left.headline, left.advice  # type: ignore[attr-defined]
+        return left.code, *(words(left) or ("", ""))
     raise AssertionError
 
 

@@ -15,6 +15,7 @@ import torch
 import squall
 from squall.data.augmented import augmented
 from squall.errors import InputError
+from squall.recipe import load, override
 
 
 class Rows:
@@ -123,3 +124,11 @@ def test_samples_held_out_of_a_plain_set_validate(module: Path, tmp_path: Path) 
 def test_missing_values_are_no_augmentation() -> None:
     row = torch.tensor([1.0, float("nan")])
     assert augmented([(row, 0)] * 4, seed=0) is None
+
+
+def test_the_best_by_a_set_that_is_not_there_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    recipe = override(load("digits"), ["epochs=1", "checkpoint.keep_best=val/accuracy"])
+    with pytest.raises(InputError, match=r"keep_best=val/accuracy without a validation set") as error:
+        squall.train(None, recipe, out=tmp_path / "run", sinks=())
+    assert "data.val_samples=N" in str(error.value)
+    assert not (tmp_path / "run").exists()

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -248,6 +249,17 @@ def test_a_script_that_closes_nothing_leaves_word_too(
     )
     assert done.returncode == status, done.stderr
     check_ended(tmp_path / "run", outcome, error, step=1)
+
+
+def test_ctrl_c_in_a_script_saves_and_ends_it_as_it_ends_any_program(tmp_path: Path) -> None:
+    line = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(line)], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == -signal.SIGINT  # 130 in a shell
+    assert done.stderr.splitlines()[-1].startswith("KeyboardInterrupt: stopped by Ctrl-C after step 3; run it again: ")
+    assert json.loads((tmp_path / "run/result.json").read_text())["error"] == "stopped by Ctrl-C after step 3"
+    assert (tmp_path / "run/checkpoints/step-00000003/manifest.json").is_file()
 
 
 # -- what a launcher adds ------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 import time
@@ -230,6 +231,18 @@ def test_a_resized_run_goes_on_with_other_processes(folder: Path, capsys: pytest
     with running(folder, resizes), _kept(folder):
         out = said(capsys, "runs", "resize", "one", "--processes", "4")
     assert out == "one goes on from step 31 with 4 processes\n"
+
+
+def test_a_run_that_nobody_would_start_again_is_not_stopped_for_it(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made.write(folder / "sessions.jsonl", dataclasses.replace(made.session(made.NOW + 1), launched=False))
+    with running(folder):
+        err = said(capsys, "runs", "resize", "one", "--processes", "4", status=2)
+        assert requests.waiting(folder) is None
+    assert "one cannot change its processes" in err
+    assert "nobody would start it again" in err
+    assert "squall runs stop one, then start it with 4 processes" in err
 
 
 @contextmanager

@@ -90,6 +90,10 @@ def resize(folder: Path, runs: Path, processes: int, *, wait_s: float | None) ->
         raise InputError(f"{name} cannot change its processes", [*rows, ("to do", to_do)])
     _check_passes(folder, processes)
     before = _session(folder)
+    if before.get("launched") is False:
+        rows = [("found", "squall train --processes P did not start it, so nobody would start it again")]
+        to_do = f"squall runs stop {name}, then start it with {_processes(processes)}"
+        raise InputError(f"{name} cannot change its processes", [*rows, ("to do", to_do)])
     with _request(folder, Request("resize", processes)):
         if wait_s is None:
             return Answer(run, f"{name} is asked to go on with {_processes(processes)}      squall runs show {name}")

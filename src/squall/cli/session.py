@@ -89,7 +89,7 @@ def work(wish: Wish, folder: Path) -> int:
     from squall.cli.terminal import Terminal
     from squall.cluster.world import join
     from squall.run.collect import say
-    from squall.run.leaving import Interrupted
+    from squall.run.leaving import words
     from squall.training import compose
     from squall.training import train as train_
 
@@ -114,8 +114,10 @@ def work(wish: Wish, folder: Path) -> int:
             )
         except UserCodeError as error:
             raise log_traceback(error, folder, world.rank) from error.__cause__
-        except Interrupted:  # the run is saved and has said so: nobody needs to add that it was Ctrl-C
-            raise SystemExit(128 + signal.SIGINT) from None
+        except KeyboardInterrupt as error:
+            if words(error) is None:
+                raise
+            raise SystemExit(128 + signal.SIGINT) from None  # the run has said so: nobody needs to add what it was
         finally:
             if isinstance(sink, Terminal):
                 sink.close()

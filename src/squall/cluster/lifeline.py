@@ -29,6 +29,11 @@ _tied: list[int] = []
 """This process and its main thread's identity, once it has tied those that it will fork."""
 
 
+def has_launcher() -> bool:
+    """Whether a launcher of Squall's has started this process."""
+    return LAUNCHER in os.environ
+
+
 def tie_to_launcher(environ: Mapping[str, str]) -> None:
     """Asks the kernel to kill this process when its launcher dies: ours, named in the environment, or torchrun.
 

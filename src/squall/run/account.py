@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import resource
+import socket
 import sys
+import time
 import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from squall.cluster.lifeline import has_launcher
 from squall.data.order import Order
 from squall.errors import DivergedError
-from squall.records import Ended, Started
+from squall.records import Ended, SessionBegan, Started
 from squall.run import arithmetic
 from squall.run.fingerprint import digest
 from squall.run.result import Outcome, Result, cause
+from squall.version import own_version
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,6 +44,20 @@ def started(run: Run, order: Order, model: nn.Module, start_step: int = 0) -> St
         num_samples=order.num_samples,
         num_parameters=sum(p.numel() for p in model.parameters()),
         start_step=start_step,
+    )
+
+
+def session_began(run: Run, start_step: int) -> SessionBegan:
+    """The first record of these processes."""
+    return SessionBegan(
+        time=time.time(),
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        processes=run.world.size,
+        start_step=start_step,
+        fingerprint=run.fingerprint,
+        version=own_version(),
+        launched=has_launcher(),
     )
 
 

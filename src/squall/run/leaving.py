@@ -19,23 +19,18 @@ if TYPE_CHECKING:
     from squall.run.run import Run
 
 
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, after the state was saved."""
-
-    def __init__(self, headline: str, advice: str) -> None:
-        super().__init__(headline)
-        self.headline, self.advice = headline, advice
+Left = KeyboardInterrupt | SystemExit
+"""No classes of our own: Python gives a program that ends by Ctrl-C the status 130 for exactly a KeyboardInterrupt."""
 
 
-class Preempted(SystemExit):
-    """A signal or a request, after the state was saved."""
-
-    def __init__(self, status: int, headline: str, advice: str) -> None:
-        super().__init__(status)
-        self.headline, self.advice = headline, advice
+def words(error: BaseException | None) -> tuple[str, str] | None:
+    """What is said of an exception by which a run was left once it was saved, and what to do next; None: of others."""
+    return getattr(error, "squall_left", None)
 
 
-Left = Interrupted | Preempted
+def _left(error: Left, headline: str, advice: str) -> Left:
+    vars(error)["squall_left"] = (headline, advice)
+    return error
 
 
 def left_by(why: str, number: int, run: Run, saved_step: int | None, ordered_step: int) -> Left:
@@ -59,10 +54,10 @@ def left_by(why: str, number: int, run: Run, saved_step: int | None, ordered_ste
     elif saved_step < run.steps_done:
         advice = f"its evaluation was broken off; from step {saved_step:,}: {advice}"
     if why == "resize":
-        return Preempted(RESIZED, headline, advice)
+        return _left(SystemExit(RESIZED), headline, advice)
     if number == signal.SIGINT:
-        return Interrupted(headline, advice)
-    return Preempted(128 + (number or signal.SIGTERM), headline, advice)
+        return _left(KeyboardInterrupt(f"{headline}; {advice}"), headline, advice)
+    return _left(SystemExit(128 + (number or signal.SIGTERM)), headline, advice)
 
 
 def how_to_go_on(folder: Path | None) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from squall.errors import DivergedError, SquallError
-from squall.run.leaving import Interrupted, Preempted
+from squall.run.leaving import words
 
 Outcome = Literal["finished", "stopped", "diverged", "failed"]
 
@@ -41,8 +41,8 @@ def cause(error: BaseException | None) -> tuple[Outcome, str, str]:
     Arguments:
         error: what ended it; None: it was closed, or the process ended, without `finish`.
     """
-    if isinstance(error, Interrupted | Preempted):
-        return "stopped", error.headline, error.advice
+    if (said := words(error)) is not None:
+        return "stopped", *said
     if isinstance(error, SquallError):
         to_do = [text for label, text in error.rows if label in ("to do", "to try", "try alone")]
         outcome: Outcome = "diverged" if isinstance(error, DivergedError) else "failed"

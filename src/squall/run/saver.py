@@ -14,7 +14,6 @@ evaluation anywhere else is finished first.
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -28,8 +27,8 @@ from squall.checkpoint.background import Background
 from squall.checkpoint.spec import CheckpointSpec
 from squall.data.order import Order
 from squall.errors import RunError
-from squall.records import Saved, SaveFailed, SessionBegan, SessionEnded
-from squall.run import requests, state
+from squall.records import Saved, SaveFailed, SessionEnded
+from squall.run import account, requests, state
 from squall.run.collect import differing, each, on_main, say
 from squall.run.folder import CHECKPOINTS, RECORDS
 from squall.run.leaving import Left, left_by
@@ -109,8 +108,7 @@ class Saver:
         self._order, self._length = order, run.book.length
         if run.is_main and run.path is not None:
             requests.take_away(run.path)  # asked of processes that are gone
-            host, pid, size = socket.gethostname(), os.getpid(), world.size
-            run.book.emit(SessionBegan(time.time(), host, pid, size, start_step, run.fingerprint, own_version()))
+            run.book.emit(account.session_began(run, start_step))
         if not self.is_on:
             return
         assert self.spec is not None
@@ -359,7 +357,11 @@ class Saver:
         if value.startswith("val/"):
             raise RunError(
                 f"keep_best={self.spec.keep_best} names no metric of this run",
-                [("found", value if values else "no validation metric"), ("rule", "it is measured in every epoch")],
+                [
+                    ("found", value if values else "no validation metric"),
+                    ("rule", "it is measured in every epoch"),
+                    ("to do", "checkpoint.keep_best= one of those that were found, or none"),
+                ],
             )
         better = self._run.is_main and self._retention.is_better(float(value), step)
         return bool(each(self._run.world, int(better))[0])

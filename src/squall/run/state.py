@@ -216,6 +216,19 @@ def _numbers(text: str, dtype: type[np.generic]) -> np.ndarray[Any, Any]:
 # -- what a loop of one's own keeps ------------------------------------------------------------------------------------
 
 
+class _Generator:
+    """A generator of torch's that the loop made itself, with the methods of everything else that is kept."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self._generator = generator
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {"state": self._generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        self._generator.set_state(state["state"].cpu())
+
+
 class Kept:
     """Objects with a state of their own that travel with the checkpoints."""
 
@@ -235,10 +248,15 @@ class Kept:
                     f"run.keep({name}=...) was called after the training had begun",
                     [("rule", "what a checkpoint holds is put back there"), ("to do", "call it before run.steps(...)")],
                 )
+            if isinstance(value, torch.Generator):
+                value = _Generator(value)
             if not all(callable(getattr(value, method, None)) for method in ("state_dict", "load_state_dict")):
                 raise InputError(
                     f"run.keep({name}=...) got a {type(value).__name__}",
-                    [("rule", "what is kept has state_dict() and load_state_dict(state), as torch's schedulers have")],
+                    [
+                        ("rule", "what is kept is a torch.Generator, or has state_dict() and load_state_dict(state)"),
+                        ("to do", "give it these two methods, as torch's schedulers have them"),
+                    ],
                 )
             self._objects[name] = value
 

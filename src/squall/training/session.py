@@ -77,6 +77,14 @@ def train(
     try:
         task = task or compose(recipe, world, data_root or Path("data"))
         _check_held_out(task, recipe)
+        if recipe.checkpoint.keep_best is not None and task.val is None:
+            raise InputError(
+                f"checkpoint.keep_best={recipe.checkpoint.keep_best} without a validation set",
+                [
+                    ("rule", "the best is chosen by a metric of the validation set, never of the test set"),
+                    ("to do", "data.val_samples=N holds N training samples out; or a task with val="),
+                ],
+            )
         sinks = (Progress(),) if sinks is None else sinks
         run = Run(
             out,
