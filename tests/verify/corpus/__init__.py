@@ -1,0 +1,1 @@
+"""Training scripts right ones and wrong ones, for `squall verify`; `index` says which is which."""
