@@ -119,7 +119,7 @@ def test_a_stopped_rank_is_named_with_what_the_others_waited_for(
     assert "it is stopped: by SIGSTOP" in outcome.message
     assert "rank 1 writes this to standard output at step 5" in outcome.message
     assert "a longer --timeout" in outcome.message
-    assert 2 < seconds < 10
+    assert 2 < seconds < 8
     assert mark() == []
 
 
@@ -135,7 +135,7 @@ import multiprocessing, os, signal, subprocess, sys, time
 from squall.engine.spmd import as_rank
 
 def loader():
-    time.sleep(600)
+    time.sleep(600)  # never ends by itself: somebody must end it
 
 def main():
     forked = [multiprocessing.get_context("fork").Process(target=loader) for _ in range(2)]
@@ -232,13 +232,13 @@ def main():
     while not noted:
         time.sleep(0.01)
     os.write(1, b"asked\\n")
-    time.sleep(0.5)  # saves
+    time.sleep(0.5)  # saves; long enough for a signal that the loader should not get to have ended it
     assert loader.poll() is None, "a loader got the signal too"
     loader.kill()
     loader.wait()
     if sys.argv[1] == "leave" or (sys.argv[1] == "one stays" and os.environ["RANK"] == "0"):
         sys.exit(128 + noted[0])
-    time.sleep(600)
+    time.sleep(600)  # does not leave: is killed
 sys.exit(as_rank(main))
 """
 
@@ -343,7 +343,7 @@ import multiprocessing, os, signal, time
 from squall.cluster.world import join
 
 def loader():
-    time.sleep(600)
+    time.sleep(600)  # never ends by itself: somebody must end it
 
 world = join("cpu", timeout_s=60)
 multiprocessing.get_context("fork").Process(target=loader).start()
