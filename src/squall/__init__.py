@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from squall import metrics
+    from squall import metrics, verify
     from squall.metrics import Loss, gather, mean
     from squall.optim.lr import lr
     from squall.recipe import Recipe
@@ -32,12 +32,12 @@ _WHERE = {
     "train": "squall.training",
 }
 
-__all__ = ["Loss", "Recipe", "Result", "Run", "Task", "gather", "load", "lr", "mean", "metrics", "train"]
+__all__ = ["Loss", "Recipe", "Result", "Run", "Task", "gather", "load", "lr", "mean", "metrics", "train", "verify"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "metrics":
-        return importlib.import_module("squall.metrics")
+    if name in ("metrics", "verify"):
+        return importlib.import_module(f"squall.{name}")
     if name not in _WHERE:
         raise AttributeError(f"module 'squall' has no attribute {name!r}")
     value = getattr(importlib.import_module(_WHERE[name]), name)

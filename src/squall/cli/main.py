@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from squall.cli import data, doctor, explain, look, recipes, report, resume, runs, train, voices
+from squall.cli import data, doctor, explain, look, recipes, report, resume, runs, train, verify, voices
 from squall.cli.processes import RanksFailed
 from squall.cluster.place import Place
 from squall.engine.report import REPORTS
@@ -66,6 +66,7 @@ app.command("resume", rich_help_panel="Run")(resume.resume)
 app.command("eval", rich_help_panel="Run")(look.evaluate)
 app.command("export", rich_help_panel="Run")(look.export)
 app.command("explain", rich_help_panel="Before")(explain.explain)
+app.command("verify", rich_help_panel="Trust")(verify.verify)
 app.command("report", rich_help_panel="Look")(report.report)
 app.add_typer(runs.app, name="runs", rich_help_panel="Look")
 app.command("recipes", rich_help_panel="Set up")(recipes.recipes)

@@ -1,0 +1,214 @@
+"""Evaluation: is every sample of the evaluation set counted once?
+
+Two things spoil a number that all ranks measure together: samplers that read some samples twice to give all ranks as
+many, and means of means over unequal shares. The first is known from the indices, unless what was added is taken away
+after gathering. The second shows in what ranks tell each other: a single number that is a mean over the rank's share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy
+
+from squall.verify.checks.samples import Pass
+from squall.verify.checks.training import Training
+from squall.verify.finding import Finding
+from squall.verify.trace import Event, Rank, Run
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One evaluation: the pass of each rank that took part, and what was told afterwards."""
+
+    run: Run
+    passes: Sequence[tuple[Rank, Event]]
+    told: Sequence[Sequence[Event]]
+
+    @property
+    def together(self) -> Pass:
+        """As one pass of those that took part."""
+        return Pass(Run(len(self.passes), [rank for rank, _ in self.passes]), [event for _, event in self.passes])
+
+    @property
+    def first(self) -> Event:
+        """The pass of the first that took part."""
+        return self.passes[0][1]
+
+
+def evaluations(run: Run) -> list[Measured]:
+    """The evaluations of a run, in order."""
+    found = []
+    by_rank = [(rank, _passes(rank)) for rank in run.ranks]
+    for place in range(max((len(passes) for _, passes in by_rank), default=0)):
+        some = [(rank, passes[place]) for rank, passes in by_rank if place < len(passes)]
+        found.append(Measured(run, some, [_told(rank, event) for rank, event in some]))
+    return found
+
+
+def _passes(rank: Rank) -> list[Event]:
+    """The passes in which a network was called without gradients, and none was trained."""
+    called = {
+        rank.events[event["batch"]].get("of")
+        for event in rank.of("forward")
+        if not event["grad"] and event["batch"] is not None
+    }
+    trained = {event["n"] for data in rank.training_data for event in rank.passes(data, training=True)}
+    return [
+        event
+        for event in rank.of("pass")
+        if event["n"] in called and event["n"] not in trained and event["n"] < rank.observed and event["size"] > 0
+    ]
+
+
+def _told(rank: Rank, event: Event) -> list[Event]:
+    """What was exchanged from an evaluation's begin to the next pass or backward pass."""
+    end = next((other["n"] for other in rank.of("pass", "backward") if other["n"] > event["n"]), len(rank.events))
+    return [other for other in rank.of("exchange", "gathered") if event["n"] < other["n"] < end]
+
+
+def evaluation(training: Training) -> Finding:
+    """Is every sample of the evaluation set counted once?"""
+    last: Measured | None = None
+    noted: Finding | None = None
+    for run in training.runs:
+        for one in evaluations(run):
+            last = one
+            finding = _judge(training, one)
+            if finding is not None and finding.outcome == "FAIL":
+                return finding
+            noted = noted or finding
+    if noted is not None:
+        return noted
+    if last is None:
+        return Finding(check="evaluation", outcome="--", says="no evaluation was seen")
+    who = "by rank 0 alone" if len(last.passes) == 1 < last.run.processes else "once"
+    if len(last.passes) > 1 and _all_by_each(last):
+        who = "by each rank for itself"
+    return Finding(
+        check="evaluation", outcome="ok", says=f"{last.together.size:,} of {last.together.size:,} samples counted {who}"
+    )
+
+
+def _all_by_each(one: Measured) -> bool:
+    together = one.together
+    return all(len(set(order.tolist())) == together.size for order in together.orders)
+
+
+def _judge(training: Training, one: Measured) -> Finding | None:
+    together = one.together
+    if len(one.passes) == 1 or _all_by_each(one):
+        return _missing(training, one) if together.missing else None
+    if together.repeated and not together.missing:
+        return _padded(training, one)
+    if together.missing:
+        return _missing(training, one)
+    return _mean_of_means(training, one)
+
+
+def _padded(training: Training, one: Measured) -> Finding | None:
+    together, size = one.together, one.together.size
+    counted = size + together.repeated
+    gathered = {event["what"] for events in one.told for event in events if event["event"] == "gathered"}
+    exchanged = [event for events in one.told for event in events if event["event"] == "exchange"]
+    place = training.place(one.first)
+    if "gather_for_metrics" in gathered:
+        return None
+    frameworks = one.run.first.about.get("frameworks", ())
+    numbers = [value for event in exchanged for value in event.get("result") or ()]
+    if any(abs(value - size) < 1e-3 for value in numbers):
+        return None  # what was added is not counted
+    whole = bool(gathered) or any((event.get("numel") or 0) > 16 or "gather" in event["what"] for event in exchanged)
+    if "Lightning" in frameworks or (whole and not gathered):
+        what = (
+            "Lightning's sampler adds them"
+            if "Lightning" in frameworks
+            else "gathered: whether they are taken away is not seen"
+        )
+        return Finding(
+            check="evaluation",
+            outcome="note",
+            says=f"{counted} of {size} samples with {one.run.processes} processes: {together.repeated} twice; {what}",
+            place=place,
+        )
+    change = (
+        "gather_for_metrics instead of gather"
+        if gathered
+        else "give each rank dataset[rank::world] and add up sums and counts"
+    )
+    return Finding(
+        check="evaluation",
+        outcome="FAIL",
+        says=f"{counted} samples are counted of {size}, with {one.run.processes} processes: {together.repeated} twice",
+        place=place,
+        expected=f"each of {size} samples once",
+        found=f"{together.sampler} adds {together.repeated} to give all ranks as many, and nothing takes them away",
+        effect="the result changes with the number of processes; with a small set by whole tenths of a per cent",
+        change=change,
+        known=("pytorch#25162",),
+    )
+
+
+def _missing(training: Training, one: Measured) -> Finding:
+    together = one.together
+    dropped = bool(one.first["drop_last"]) or bool(one.first["sampler"].get("drop_last"))
+    says = f"{together.missing} of {together.size} samples are not measured, with {one.run.processes} processes"
+    if dropped:
+        return Finding(
+            check="evaluation",
+            outcome="note",
+            says=f"{says}: the last batch is dropped",
+            place=training.place(one.first),
+        )
+    return Finding(
+        check="evaluation",
+        outcome="FAIL",
+        says=says,
+        place=training.place(one.first),
+        expected=f"each of {together.size} samples once",
+        found=f"the shares of {len(one.passes)} ranks leave {together.missing} out",
+        effect="the result is that of another set, and changes with the number of processes",
+        change="give each rank dataset[rank::world], and add up sums and counts",
+    )
+
+
+def _mean_of_means(training: Training, one: Measured) -> Finding | None:
+    """A mean of the ranks' means over shares that are not equal."""
+    shares = [len(order) for order in one.together.orders]
+    if len(set(shares)) == 1:
+        return None
+    for events in zip(*one.told, strict=False):
+        if any(event["event"] != "exchange" or event["what"] != "all_reduce" for event in events):
+            continue
+        values = [event.get("values") or [] for event in events]
+        if any(len(value) != 1 for value in values) or any(event["op"] not in ("SUM", "AVG") for event in events):
+            continue
+        if any(_counts(event, share) for event, share in zip(events, shares, strict=True)):
+            continue
+        means = all(event["means"][0] for event in events)
+        fractions = all(_is_fraction(value[0], share) for value, share in zip(values, shares, strict=True))
+        if means or fractions:
+            return Finding(
+                check="evaluation",
+                outcome="FAIL",
+                says=f"a mean of the ranks' means over unequal shares: {', '.join(map(str, shares))} samples",
+                place=training.place(events[0]),
+                expected=f"the sum over all {one.together.size} samples, divided by their count",
+                found=f"with {one.run.processes} processes each rank's mean is added up; a sample of the smallest "
+                f"share weighs {max(shares) / min(shares):.3g} times one of the largest",
+                effect="the result changes with the number of processes, in the third digit and below",
+                change="all-reduce the sum and the count, and divide then",
+                known=("fairchem#269",),
+            )
+    return None
+
+
+def _counts(event: Event, share: int) -> bool:
+    return bool(event.get("values")) and abs(event["values"][0] - share) < 1e-6
+
+
+def _is_fraction(value: float, share: int) -> bool:
+    """Whether a number is a count over a share: 0.84 of 25."""
+    hits = value * share
+    return 0 <= value <= 1 and abs(hits - round(hits)) < 1e-3 and not numpy.isclose(value, round(value))

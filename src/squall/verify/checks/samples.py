@@ -1,0 +1,236 @@
+"""Epoch coverage and order: is each sample read once an epoch, by some rank, and in a new order each time?
+
+The order of a whole pass is known from the loader's sampler, also where only some of its batches were run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy
+
+from squall.verify.checks.training import Training, count
+from squall.verify.finding import Finding
+from squall.verify.trace import Array, Event, Rank, Run
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass over a data set as all ranks made it."""
+
+    run: Run
+    events: Sequence[Event]
+
+    @property
+    def size(self) -> int:
+        """Of the data set."""
+        return int(self.events[0]["size"])
+
+    @cached_property
+    def orders(self) -> list[Array]:
+        """The indices that each rank reads, in order."""
+        found = []
+        for rank, event in zip(self.run.ranks, self.events, strict=True):
+            array = rank.array(event, "indices")
+            found.append(array if array is not None else numpy.zeros(0, dtype=numpy.int64))
+        return found
+
+    @cached_property
+    def counts(self) -> Array:
+        """How often each index is read, by all ranks together."""
+        together = numpy.concatenate(self.orders)
+        inside: Array = together[(together >= 0) & (together < self.size)]
+        return numpy.bincount(inside, minlength=self.size)
+
+    @property
+    def missing(self) -> int:
+        """Samples that nobody reads."""
+        return int((self.counts == 0).sum())
+
+    @property
+    def repeated(self) -> int:
+        """Readings beyond the first of each sample."""
+        return int((self.counts[self.counts > 1] - 1).sum())
+
+    @property
+    def sampler(self) -> str:
+        """Its class."""
+        return str(self.events[0]["sampler"]["class"])
+
+    @property
+    def rank_batches(self) -> int:
+        """Samples of one batch on all ranks."""
+        return int(self.events[0].get("batch_size") or max(self.events[0]["sizes"], default=1)) * self.run.processes
+
+
+def training_passes(run: Run) -> list[Pass]:
+    """The passes over the data that is trained on most; those that all ranks began."""
+    data = run.first.training_data[:1]
+    return _together(run, [_trained(rank, data[0]) for rank in run.ranks]) if data else []
+
+
+def _trained(rank: Rank, data: int) -> list[Event]:
+    return [event for event in rank.passes(data, training=True) if event["n"] < rank.observed and event["size"] > 0]
+
+
+def _together(run: Run, passes: Sequence[Sequence[Event]]) -> list[Pass]:
+    return [Pass(run, events) for events in zip(*passes, strict=False)]
+
+
+def coverage(training: Training) -> Finding:
+    """Is each sample read once an epoch, by one rank?"""
+    notes = []
+    seen: list[Pass] = []
+    for run in training.runs:
+        for one in training_passes(run):
+            seen.append(one)
+            if not one.missing and not one.repeated:
+                continue
+            if "Weighted" in one.sampler or _replaces(one):
+                return Finding(
+                    check="epoch coverage",
+                    outcome="note",
+                    says=f"{one.sampler} draws with replacement: no sample is certain",
+                )
+            if _own_shards(one):
+                return Finding(
+                    check="epoch coverage", outcome="note", says="each rank has data of its own; nobody deals it out"
+                )
+            if not _is_padding(one):
+                return _uncovered(training, one)
+            notes.append(one)
+    if not seen:
+        return Finding(check="epoch coverage", outcome="--", says="no DataLoader with known indices was trained from")
+    if not notes:
+        return Finding(check="epoch coverage", outcome="ok", says=f"each of {seen[0].size:,} samples once an epoch")
+    worst = max(notes, key=lambda one: one.missing + one.repeated)
+    said = [f"{worst.size:,} samples"]
+    if worst.repeated:
+        said.append(f"{worst.repeated} of them twice")
+    if worst.missing:
+        said.append(f"{worst.missing} not in every epoch")
+    why = "pads" if worst.repeated else "drops the rest"
+    if worst.repeated and worst.missing:
+        why = "pads, and an incomplete batch is dropped"
+    return Finding(
+        check="epoch coverage",
+        outcome="note",
+        says=f"{', '.join(said)} with {worst.run.processes} processes: {worst.sampler} {why} to give all ranks as many",
+    )
+
+
+def _replaces(one: Pass) -> bool:
+    """Whether even one rank reads samples several times: drawing with replacement."""
+    return all(len(order) > 20 and len(numpy.unique(order)) < 0.9 * len(order) for order in one.orders)
+
+
+def _is_padding(one: Pass) -> bool:
+    """Whether what is missing or repeated is no more than it takes to give all ranks as many."""
+    processes = one.run.processes
+    if one.sampler == "DistributedSampler":
+        most = processes - 1
+        left = processes - 1 + (one.rank_batches if one.events[0]["drop_last"] else 0)
+    else:
+        most = left = one.rank_batches
+    shares = [len(set(order.tolist())) for order in one.orders]
+    if processes > 1 and min(shares) == one.size:
+        return False  # everybody reads everything
+    if processes > 1 and most >= one.size / 4:
+        most = left = one.size // 4
+    return one.repeated <= most and one.missing <= left
+
+
+def _own_shards(one: Pass) -> bool:
+    """Whether equal indices mean different samples on different ranks."""
+    if one.run.processes < 2:
+        return False
+    held: list[dict[int, int]] = []
+    for rank, event in zip(one.run.ranks, one.events, strict=True):
+        rows = rank.items[(rank.items[:, 1] == event["data"]) & (rank.items[:, 4] == 0) & (rank.items[:, 5] == 0)]
+        held.append({int(row[3]): int(row[6]) for row in rows})
+    both = set(held[0]) & set(held[1])
+    return len(both) > 3 and all(held[0][index] != held[1][index] for index in both)
+
+
+def _uncovered(training: Training, one: Pass) -> Finding:
+    processes = one.run.processes
+    same = processes > 1 and all(numpy.array_equal(order, one.orders[0]) for order in one.orders[1:])
+    everything = min(len(set(order.tolist())) for order in one.orders) == one.size
+    if same or everything:
+        says = f"every rank reads all {one.size:,} samples: each is seen {processes} times an epoch"
+        found = f"no rank's share: {one.sampler} gives " + (
+            "all ranks the same order" if same else "each rank all of them"
+        )
+        effect = f"{processes} processes do {processes} times the work of one; epochs, and schedules in epochs, are "
+        effect += f"{processes} times longer than meant" + ("; every batch is averaged with itself" if same else "")
+    else:
+        says = (
+            f"{one.missing:,} of {one.size:,} samples are never seen in an epoch, {one.repeated:,} are seen again"
+            f", with {processes} processes"
+        )
+        found = f"the ranks' shares overlap: {one.sampler} cuts them from different orders"
+        effect = "an epoch is a draw with replacement; other samples are missed each time, and coverage differs with "
+        effect += "the number of processes"
+    return Finding(
+        check="epoch coverage",
+        outcome="FAIL",
+        says=says,
+        place=training.place(one.events[0]),
+        expected="each sample once an epoch, by one rank (a few more or less where shares are made equal)",
+        found=found,
+        effect=effect,
+        change="DistributedSampler(dataset) with the same seed on all ranks, and set_epoch(epoch) in each epoch",
+    )
+
+
+def order(training: Training) -> Finding:
+    """Do epochs have different orders?"""
+    fails: list[tuple[Pass, Pass, float]] = []
+    compared = 0
+    stored = False
+    for run in training.runs:
+        passes = training_passes(run)
+        if len(passes) < 2:
+            continue
+        first, second = passes[0], passes[1]
+        shares = []
+        for one, other in zip(first.orders, second.orders, strict=True):
+            shortest = min(len(one), len(other))
+            if shortest:
+                shares.append(float((one[:shortest] == other[:shortest]).mean()))
+                stored = stored or bool((numpy.diff(one[:shortest]) > 0).all())
+        compared += 1
+        if shares and min(shares) > 0.5:
+            fails.append((first, second, min(shares)))
+    if not compared:
+        return Finding(check="epoch order", outcome="--", says="fewer than two epochs with known indices")
+    if not fails:
+        size = sum(len(one) for one in first.orders)
+        return Finding(check="epoch order", outcome="ok", says=f"a new one each epoch, over {count(size, 'position')}")
+    first, _, share = fails[-1]
+    size = sum(len(one) for one in first.orders)
+    if stored:
+        return Finding(
+            check="epoch order",
+            outcome="note",
+            says="samples come in the order in which they are stored, in every epoch",
+            place=training.place(first.events[0]),
+        )
+    distributed = first.sampler == "DistributedSampler"
+    return Finding(
+        check="epoch order",
+        outcome="FAIL",
+        says=f"epoch 2 repeats epoch 1: {round(share * size):,} of {size:,} positions equal; by chance about 1",
+        place=training.place(first.events[0]),
+        expected="a new permutation in each epoch",
+        found="DistributedSampler.set_epoch is never called, so each epoch has the order of epoch 0"
+        if distributed
+        else f"{first.sampler} gives the same order in each epoch",
+        effect="the same samples meet in every epoch; usually 0 to 1 points of accuracy, and never an error message",
+        change="sampler.set_epoch(epoch) at the start of each epoch"
+        if distributed
+        else "let the order depend on the epoch",
+        known=("pytorch#31771", "pytorch#31232") if distributed else (),
+    )

@@ -1,0 +1,61 @@
+"""`squall verify` as one line of a project's own tests, so that its training script stays right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from squall.errors import Mistakes
+from squall.verify.catalogue import chosen
+from squall.verify.finding import Verdict
+from squall.verify.text import stories
+
+
+def assert_right(
+    script: str,
+    arguments: Sequence[str] = (),
+    *,
+    processes: Sequence[int] = (2, 4),
+    allow: Sequence[str] = (),
+    epochs: int = 2,
+    steps: int = 24,
+    limit_s: float = 600.0,
+    checks: Sequence[str] | None = None,
+) -> Verdict:
+    """Runs a training script as `squall verify` does and fails if one of the checks fails.
+
+    Arguments:
+        script: its path, or a Squall target.
+        arguments: for the script.
+        processes: numbers of processes to run it with, one after the other.
+        allow: checks that may fail.
+        epochs: observed.
+        steps: updates that are run at least in each of them.
+        limit_s: seconds for each run of the script.
+        checks: only these; None: all.
+
+    Returns:
+        The verdict, also with its notes.
+
+    Raises:
+        AssertionError: a check that is not allowed to failed, or the training could not be observed; says all of it.
+        InputError: no such check, no such script.
+
+    Example::
+
+        from squall import verify
+
+        def test_the_training_is_right():
+            verify.assert_right("train.py", ["--epochs", "2"], processes=(2,))
+    """
+    __tracebackhide__ = True  # pytest then shows the test's own line
+    mistakes = Mistakes("assert_right")
+    allowed = chosen(allow, mistakes, "allow")
+    only = None if checks is None else chosen(checks, mistakes, "checks")
+    mistakes.raise_if_any()
+    from squall.verify.examining import examine
+
+    verdict = examine(script, arguments, processes=processes, epochs=epochs, steps=steps, limit_s=limit_s, checks=only)
+    failed = [finding.check for finding in verdict.fails if finding.check not in allowed]
+    if failed or any(trouble.fatal for trouble in verdict.troubles):
+        raise AssertionError(stories(verdict, allow=allowed))
+    return verdict

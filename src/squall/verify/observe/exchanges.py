@@ -1,0 +1,84 @@
+"""What ranks tell each other: collectives, with the numbers of short ones, and the gathering helpers of Accelerate."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from squall.verify.observe.recorder import Recorder, where
+
+_SHORT = 16  # numbers of an exchange that are kept
+_NAMES = ("all_reduce", "reduce", "all_gather", "all_gather_into_tensor", "gather", "all_gather_object")
+
+
+class Exchanges:
+    """Watches the collectives that the script's own code, or a framework on its behalf, calls from Python."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self._means: list[float] = []  # results of recent means outside of training, to recognise them
+
+    def install(self) -> None:
+        """From now on they are noted."""
+        for name in _NAMES:
+            call = getattr(dist, name)
+            watched = self._watched(name, call)
+            setattr(dist, name, watched)
+            if hasattr(dist.distributed_c10d, name):
+                setattr(dist.distributed_c10d, name, watched)
+        self._watch_means()
+
+    def _watched(self, name: str, call: Any) -> Any:
+        @functools.wraps(call)
+        def watched(*args: Any, **named: Any) -> Any:
+            if not self.recorder.here:
+                return call(*args, **named)
+            given = _given(name, args, named)
+            event = self.recorder.note(
+                "exchange",
+                what=name,
+                numel=given.numel() if isinstance(given, Tensor) else None,
+                op=str(named.get("op", args[1] if name == "all_reduce" and len(args) > 1 else "SUM")).rpartition(".")[
+                    2
+                ],
+                grad=torch.is_grad_enabled(),
+                where=where(),
+            )
+            short = isinstance(given, Tensor) and given.numel() <= _SHORT and not given.is_complex()
+            if short:
+                event["values"] = [float(one) for one in given.detach().reshape(-1).tolist()]
+                event["means"] = [one in self._means for one in event["values"]]
+            result = call(*args, **named)
+            if short and name == "all_reduce" and not named.get("async_op"):
+                event["result"] = [float(one) for one in given.detach().reshape(-1).tolist()]
+            return result
+
+        return watched
+
+    def _watch_means(self) -> None:
+        call = Tensor.mean
+
+        @functools.wraps(call)
+        def watched(given: Tensor, *args: Any, **named: Any) -> Any:
+            result = call(given, *args, **named)
+            if (
+                not result.requires_grad
+                and result.numel() == 1
+                and given.numel() > 1
+                and result.device.type == "cpu"
+                and not torch.compiler.is_compiling()
+            ):
+                self._means = [*self._means[-63:], float(result)]
+            return result
+
+        Tensor.mean = watched  # type: ignore[assignment, method-assign]
+
+
+def _given(name: str, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    if name in ("all_gather", "all_gather_into_tensor"):
+        return named.get("tensor", named.get("input_tensor", args[1] if len(args) > 1 else None))
+    return named.get("tensor", args[0] if args else None)

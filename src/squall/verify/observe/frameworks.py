@@ -1,0 +1,129 @@
+"""What has to be known of frameworks: FSDP2's reduction, Accelerate's gathering, who starts processes of its own."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.abc
+import importlib.util
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from squall.verify.observe.loaders import Loaders
+from squall.verify.observe.ours import Ours
+from squall.verify.observe.parameters import Parameters
+from squall.verify.observe.recorder import Recorder, where
+
+
+class OwnProcessesError(RuntimeError):
+    """The script starts its ranks itself."""
+
+
+def install(recorder: Recorder, parameters: Parameters, loaders: Loaders) -> None:
+    """Watches those that are there, and the others when they are imported."""
+    _refuse_spawn(recorder)
+    ours = Ours(recorder, parameters, loaders)
+    _when_imported(
+        {
+            "torch.distributed.fsdp._fully_shard._fsdp_param_group": lambda module: _fsdp2(
+                module, recorder, parameters
+            ),
+            "accelerate.accelerator": lambda module: _accelerate(module, recorder),
+            "lightning.pytorch.trainer.trainer": lambda module: _used(module.Trainer, "Lightning", recorder),
+            "pytorch_lightning.trainer.trainer": lambda module: _used(module.Trainer, "Lightning", recorder),
+            "lightning.fabric.fabric": lambda module: _used(module.Fabric, "Fabric", recorder),
+            "squall.run.stepper": ours.steps,
+            "squall.run.evaluate": ours.reading,
+            "squall.data.batches": ours.samples,
+            "squall.run.run": lambda module: _used(module.Run, "Squall", recorder),
+        }
+    )
+
+
+def _fsdp2(module: ModuleType, recorder: Recorder, parameters: Parameters) -> None:
+    """FSDP2 takes the whole gradients of a group of layers, and scatters their sums."""
+    reduce = module.foreach_reduce
+
+    def watched(shards: Any, gradients: Any, *args: Any, **named: Any) -> Any:
+        if recorder.here and recorder.observing:
+            for shard, gradient in zip(shards, gradients, strict=True):
+                parameters.arrived(parameters.index(shard.sharded_param), gradient)
+        recorder.about["fsdp2"] = True
+        return reduce(shards, gradients, *args, **named)
+
+    module.foreach_reduce = watched  # type: ignore[attr-defined]
+
+
+def _used(kind: Any, framework: str, recorder: Recorder) -> None:
+    """Notes that a framework is used when an object of its main class is made: an import says nothing."""
+    create = kind.__init__
+
+    @functools.wraps(create)
+    def init(one: Any, *args: Any, **named: Any) -> None:
+        used = recorder.about.setdefault("frameworks", [])
+        if framework not in used:
+            used.append(framework)
+        create(one, *args, **named)
+
+    kind.__init__ = init
+
+
+def _accelerate(module: ModuleType, recorder: Recorder) -> None:
+    _used(module.Accelerator, "Accelerate", recorder)
+    for name in ("gather", "gather_for_metrics", "reduce"):
+        call = getattr(module.Accelerator, name)
+
+        @functools.wraps(call)
+        def watched(one: Any, *args: Any, _call: Any = call, _name: str = name, **named: Any) -> Any:
+            if recorder.here:
+                recorder.note("gathered", what=_name, where=where())
+            return _call(one, *args, **named)
+
+        setattr(module.Accelerator, name, watched)
+
+
+def _refuse_spawn(recorder: Recorder) -> None:
+    import torch.multiprocessing as multiprocessing
+
+    def refuse(*args: Any, **named: Any) -> Any:
+        recorder.note("spawned", where=where())
+        raise OwnProcessesError("the script starts its own processes")
+
+    for name in ("spawn", "start_processes"):
+        setattr(multiprocessing, name, refuse)
+    inner = sys.modules.get("torch.multiprocessing.spawn")
+    if inner is not None:
+        inner.spawn = inner.start_processes = refuse  # type: ignore[attr-defined]
+
+
+def _when_imported(todo: dict[str, Callable[[ModuleType], None]]) -> None:
+    for name in list(todo):
+        if name in sys.modules:
+            todo.pop(name)(sys.modules[name])
+    sys.meta_path.insert(0, _Finder(todo))
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Finds modules as ever, and does something to some of them once they are loaded."""
+
+    def __init__(self, todo: dict[str, Callable[[ModuleType], None]]) -> None:
+        self.todo = todo
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        """As the other finders do; a loader's last act is ours."""
+        if name not in self.todo:
+            return None
+        change = self.todo.pop(name)
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def then(module: ModuleType) -> None:
+            execute(module)
+            change(module)
+
+        spec.loader.exec_module = then  # type: ignore[method-assign]
+        return spec

@@ -1,0 +1,282 @@
+"""Which samples this rank reads: every pass over every `DataLoader`.
+
+The order of a whole pass is read from the loader's sampler, so that coverage is known exactly; long passes are then cut
+to some batches from the front and the last one. A loader that is cut says so in its length: what the script computes
+from it, schedules and ends of accumulation windows, fits what will run. A length keeps its remainder, so that windows
+of 2, 3, 4, 6, 8, 12 or 24 end where they did.
+
+A loader over all samples may later be dealt out to the processes (Accelerate and Lightning do it): it is cut to a
+multiple of what each process will read.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset, dataloader
+from torch.utils.data._utils import fetch as fetching
+
+from squall.verify.observe import streams
+from squall.verify.observe.recorder import Recorder, where
+
+_MOST = 50_000_000  # indices of one pass; more is a sampler without an end
+_LAST_BATCHES = 4
+_MARK = "_watched_sampler"  # on a loader: what stands for its sampler
+
+
+class Loaders:
+    """Watches the loaders of one rank."""
+
+    def __init__(self, recorder: Recorder, *, on_pass: Any = None) -> None:
+        self.recorder = recorder
+        self.on_pass = on_pass or (lambda root: None)  # called where a pass begins
+        self.latest: dict[str, Any] | None = None  # the batch that was given out last
+        self._recent: deque[tuple[dict[str, Any], list[Tensor]]] = deque(maxlen=_LAST_BATCHES)
+        self._roots: dict[int, int] = {}
+        self._alive: list[Any] = []  # so that no number is used again
+        self._passes: dict[int, int] = {}
+        self._current: dict[int, int] = {}  # root -> pass, for loader processes, which inherit it
+        self._items: list[list[int]] = []
+        self._items_of: int | None = None
+
+    def root(self, dataset: Any) -> tuple[Any, int]:
+        """The data set below all subsets, and its number."""
+        while isinstance(dataset, Subset):
+            dataset = dataset.dataset
+        number = self._roots.get(id(dataset))
+        if number is None:
+            number = self._roots[id(dataset)] = len(self._roots)
+            self._alive.append(dataset)
+        return dataset, number
+
+    def install(self) -> None:
+        """From now on every loader is watched, also in processes that are forked for loading."""
+        loaders, index_sampler = self, DataLoader._index_sampler.fget  # type: ignore[attr-defined]
+
+        def watched(loader: DataLoader[Any]) -> Any:
+            sampler = index_sampler(loader)
+            if loader._dataset_kind != dataloader._DatasetKind.Map or not loaders.recorder.here:
+                return sampler
+            found = getattr(loader, _MARK, None)
+            if found is None or found.sampler is not sampler:
+                found = _Watched(loaders, loader, sampler)
+                setattr(loader, _MARK, found)
+            return found
+
+        DataLoader._index_sampler = property(watched)  # type: ignore[assignment, method-assign]
+        following = dataloader._BaseDataLoaderIter.__next__
+
+        def give(iterator: Any) -> Any:
+            batch = following(iterator)
+            if loaders.recorder.here:
+                loaders._given(iterator, batch)
+            return batch
+
+        dataloader._BaseDataLoaderIter.__next__ = give  # type: ignore[assignment, method-assign]
+        fetch = fetching._MapDatasetFetcher.fetch
+
+        def read(fetcher: Any, indices: Any) -> Any:
+            if not loaders.recorder.observing or not fetcher.auto_collation:
+                return fetch(fetcher, indices)  # type: ignore[no-untyped-call]
+            return loaders._read(fetcher, indices)
+
+        fetching._MapDatasetFetcher.fetch = read  # type: ignore[method-assign]
+        streams.SEEDS.install()
+
+    def begins(self, loader: DataLoader[Any], sampler: Any) -> tuple[list[Any], dict[str, Any]]:
+        """A pass over a loader: reads its whole order and notes it; what is to be run of it."""
+        whole = list(itertools.islice(sampler, _MOST))
+        batched = loader.batch_sampler is not None
+        sizes = [len(one) if batched else 1 for one in whole]
+        flat = [int(index) for one in whole for index in (one if batched else [one])]
+        dataset: Any = loader.dataset
+        while isinstance(dataset, Subset):
+            chosen = dataset.indices
+            flat = [int(chosen[index]) for index in flat]
+            dataset = dataset.dataset
+        dataset, root = self.root(dataset)
+        kept = _kept(len(whole), cut(len(whole), self.recorder, plain=is_plain(sampler)))
+        event = self.note_pass(
+            root,
+            streams._length(dataset),
+            kind=type(dataset).__name__,
+            batches=len(whole),
+            run=kept,
+            sizes=sizes,
+            batch_size=getattr(sampler, "batch_size", None) or loader.batch_size,
+            drop_last=bool(getattr(sampler, "drop_last", False)),
+            workers=loader.num_workers,
+            sampler=describe(sampler),
+        )
+        self.recorder.keep(event, "indices", numpy.asarray(flat, dtype=numpy.int64))
+        return [whole[position] for position in kept], event
+
+    def note_pass(self, root: int, size: int, **fields: Any) -> dict[str, Any]:
+        """A pass over a data set begins."""
+        self.on_pass(root)
+        number = self._passes[root] = self._passes.get(root, -1) + 1
+        self._current[root] = number
+        defaults = {"batches": 0, "run": [], "sizes": [], "batch_size": None, "drop_last": False, "workers": 0}
+        return self.recorder.note("pass", data=root, pass_=number, size=size, **{**defaults, **fields}, where=where())
+
+    def _given(self, iterator: Any, batch: Any) -> None:
+        event = getattr(iterator._index_sampler, "event", None)
+        position = iterator._num_yielded - 1
+        tensors = leaves(batch)
+        note = self.recorder.note(
+            "batch",
+            of=None if event is None else event["n"],
+            position=position if event is None else event["run"][position],
+            size=len(tensors[0]) if tensors and tensors[0].ndim else 0,
+            data=self.root(iterator._dataset)[1],
+        )
+        self.latest = note
+        self._recent.append((note, tensors))
+        self._flush_items()
+
+    def given(self, batch: Any, **fields: Any) -> None:
+        """A batch that did not come from a `DataLoader`."""
+        self._flush_items()
+        self.latest = self.recorder.note("batch", **fields)
+        self._recent.append((self.latest, leaves(batch)))
+
+    def source(self, tensors: list[Tensor]) -> dict[str, Any] | None:
+        """The batch that a network's inputs came from: by their memory, then by their numbers, then the latest."""
+        note: dict[str, Any]
+        for note, given in reversed(self._recent):
+            places = {one.data_ptr() for one in given}
+            if any(one.data_ptr() in places for one in tensors):
+                return note
+        for note, given in reversed(self._recent):
+            if any(_same(one, other) for one in tensors for other in given):
+                return note
+        return self.latest
+
+    def _read(self, fetcher: Any, indices: Any) -> Any:
+        """As the fetcher does it, sample by sample, each between two looks at the generators."""
+        dataset: Any = fetcher.dataset
+        if getattr(dataset, "__getitems__", None):
+            data = dataset.__getitems__(indices)
+            return fetcher.collate_fn(data)
+        root, number = self.root(dataset)
+        held = streams.held_by(dataset)
+        data = []
+        for index in indices:
+            with streams.reading(held) as drawn:
+                sample = dataset[index]
+            data.append(sample)
+            inside, below = index, dataset
+            while isinstance(below, Subset):
+                inside, below = below.indices[inside], below.dataset
+            stored = streams.is_stored(sample, int(inside), root) if drawn.made else -1
+            self.add_item(
+                [
+                    *(number, self._current.get(number, -1), int(inside)),
+                    *(drawn.drawn, drawn.made, streams.content(sample), stored),
+                ],
+                self.recorder.here,
+            )
+        return fetcher.collate_fn(data)
+
+    def add_item(self, item: list[int], here: bool) -> None:
+        """What one sample was read of and drew: data, pass, index, hashes; `here`: not in a loader process."""
+        self._items.append(item)
+        if not here:
+            self._write_items()
+
+    def _flush_items(self) -> None:
+        if self._items:
+            event = self.recorder.note("items", worker=None)
+            self.recorder.keep(event, "items", numpy.asarray(self._items, dtype=numpy.int64))
+            self._items = []
+
+    def _write_items(self) -> None:
+        """In a loader process: to a file of its own."""
+        info = torch.utils.data.get_worker_info()
+        worker = -1 if info is None else info.id
+        path = Path(self.recorder.folder) / f"rank-{self.recorder.rank}.items-{os.getpid()}.jsonl"
+        with path.open("a", encoding="utf-8") as file:
+            for item in self._items:
+                file.write(json.dumps([worker, *item]) + "\n")
+        self._items = []
+
+
+class _Watched:
+    """A loader's sampler of batches, cut; its order is read when a pass begins."""
+
+    def __init__(self, loaders: Loaders, loader: DataLoader[Any], sampler: Any) -> None:
+        self.loaders, self.loader, self.sampler = loaders, loader, sampler
+        self.event: dict[str, Any] | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        run, self.event = self.loaders.begins(self.loader, self.sampler)
+        yield from run
+
+    def __len__(self) -> int:
+        return cut(len(self.sampler), self.loaders.recorder, plain=is_plain(self.sampler))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.sampler, name)
+
+
+def cut(batches: int, recorder: Recorder, *, plain: bool) -> int:
+    """How many batches of a pass are run.
+
+    Arguments:
+        plain: the loader goes over all samples, and may be dealt out to the processes later.
+    """
+    share = -(-batches // recorder.processes) if plain else batches
+    steps = recorder.steps
+    if share <= 2 * steps:
+        return batches
+    kept = steps + share % steps
+    return kept * recorder.processes if plain else kept
+
+
+def _kept(batches: int, run: int) -> list[int]:
+    return list(range(batches)) if run >= batches else [*range(run - 1), batches - 1]
+
+
+def is_plain(sampler: Any) -> bool:
+    """Whether a sampler (of batches) goes over all samples, whatever the rank."""
+    below = getattr(sampler, "sampler", sampler)
+    return type(below) in (RandomSampler, SequentialSampler)
+
+
+def describe(sampler: Any) -> dict[str, Any]:
+    """What kind of sampler it is, with the fields that distributed ones have."""
+    below = getattr(sampler, "sampler", sampler)
+    result: dict[str, Any] = {"class": type(below).__name__, "batches": type(sampler).__name__}
+    for name in ("num_replicas", "rank", "epoch", "seed", "shuffle", "drop_last", "total_size"):
+        value = getattr(below, name, None)
+        if isinstance(value, int | bool):
+            result[name] = value
+    return result
+
+
+def leaves(batch: Any, depth: int = 4) -> list[Tensor]:
+    """The tensors of a batch, however nested."""
+    if isinstance(batch, Tensor):
+        return [batch]
+    if depth and isinstance(batch, dict):
+        return [leaf for value in batch.values() for leaf in leaves(value, depth - 1)]
+    if depth and isinstance(batch, list | tuple):
+        return [leaf for value in batch for leaf in leaves(value, depth - 1)]
+    if depth and hasattr(batch, "data") and isinstance(batch.data, dict):  # BatchEncoding
+        return leaves(batch.data, depth - 1)
+    return []
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape or one.numel() == 0 or one.dtype != other.dtype:
+        return False
+    return bool((one.detach().to("cpu") == other.detach().to("cpu")).all())

@@ -1,0 +1,174 @@
+"""How a loss was made of its samples, read from its autograd graph.
+
+A loss is a scalar that was computed from many numbers. Walking back from it through scalars one comes to the nodes
+where many became one: a mean, a sum, a cross entropy with its reduction. What flows into such a node in the backward
+pass is the factor with which it enters the loss, whatever multiplied or divided it on the way::
+
+    loss / 4  <-  add  <-  * 1.0   <-  cross entropy, mean of 24      enters with 1/4: each sample weighs 1/96
+                       <-  * 1e-3  <-  sum over a parameter           enters with 1e-3/4: a penalty
+
+So the weight of a sample is known without knowing the user's loss, also under loss scaling and accumulation. A term
+that leads to nothing but parameters is a penalty.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_MOST = 20_000  # nodes that are looked at
+_PLAIN = (  # what penalties are made of
+    *("Pow", "Abs", "Norm", "LinalgVectorNorm", "Sum", "Mean", "Mul", "Add", "Sub", "Div", "Sqrt", "Stack", "Cat"),
+    *("View", "ReshapeAlias", "UnsafeView", "Clone", "Neg", "Select", "Unsqueeze", "Squeeze", "ToCopy", "Dot", "T"),
+    *("AccumulateGrad", "Clamp", "Relu", "Expand", "Alias"),
+)
+
+
+class Terms:
+    """The terms of one loss; their factors are known once the backward pass has run."""
+
+    def __init__(self, loss: Tensor) -> None:
+        self.terms: list[dict[str, Any]] = []
+        self._handles: list[Any] = []
+        if loss.numel() != 1 or loss.grad_fn is None:
+            self.terms.append({"how": "opaque", "node": "no scalar", "factor": None})
+            return
+        stack: list[tuple[Any, tuple[float, ...]]] = [(loss.grad_fn, ())]
+        seen: set[Any] = set()
+        while stack and len(seen) < _MOST:
+            node, constants = stack.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            term = _term(node)
+            if term is not None:
+                self._add(node, term, constants)
+                continue
+            below = (*constants, *_constants(node))
+            # the first input last, so that terms come in the order in which they were written
+            stack.extend((child, below) for child, _ in reversed(node.next_functions) if child is not None)
+
+    def _add(self, node: Any, term: dict[str, Any], constants: tuple[float, ...]) -> None:
+        term |= {"node": node.name(), "constants": list(constants), "factor": None}
+        if term["how"] != "opaque":
+            term["penalty"] = _is_penalty(node)
+        self.terms.append(term)
+
+        def arrived(gradients: tuple[Any, ...], term: dict[str, Any] = term) -> None:
+            given = gradients[0] if gradients else None
+            if isinstance(given, Tensor) and given.numel() == 1:
+                term["factor"] = (term["factor"] or 0.0) + float(given.detach())
+
+        self._handles.append(node.register_prehook(arrived))
+
+    def close(self) -> list[dict[str, Any]]:
+        """Takes the hooks away; the terms with their factors."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        return self.terms
+
+
+def _saved(node: Any, name: str) -> Any:
+    try:
+        return getattr(node, f"_saved_{name}", None)
+    except RuntimeError:  # freed, or changed in place since
+        return None
+
+
+def _kind(node: Any) -> str:
+    """ "MeanBackward1" -> "Mean"."""
+    return str(node.name()).rpartition("::")[2].rstrip("0123456789").removesuffix("Backward")
+
+
+def _count(sizes: Any) -> int | None:
+    if sizes is None:
+        return None
+    count = 1
+    for size in sizes:
+        count *= int(size)
+    return count
+
+
+def _term(node: Any) -> dict[str, Any] | None:
+    """What a node makes one number of; None where it only passes scalars on."""
+    kind = _kind(node)
+    if kind in ("NllLoss", "NllLoss2D", "NllLoss2d"):
+        return _nll(node)
+    if kind in ("Mean", "Sum", "Nansum"):
+        numel = _saved(node, "self_sym_numel")
+        count = int(numel) if numel is not None else _count(_saved(node, "self_sym_sizes"))
+        if count == 1:
+            return None
+        return {"how": "mean" if kind == "Mean" else "sum", "units": count}
+    reduction = _saved(node, "reduction")
+    if isinstance(reduction, int):
+        given = _saved(node, "self")
+        if reduction == 0 or not isinstance(given, Tensor):
+            return {"how": "opaque"} if reduction else None
+        return {"how": "mean" if reduction == 1 else "sum", "units": given.numel()}
+    if not hasattr(node, "_raw_saved_self") and _is_custom(node):
+        return {"how": "opaque"}
+    return None
+
+
+def _is_custom(node: Any) -> bool:
+    """Whether a node is a user's own autograd function, of which nothing is known."""
+    return isinstance(node, torch.autograd.function.BackwardCFunction)
+
+
+def _nll(node: Any) -> dict[str, Any] | None:
+    reduction, target = _saved(node, "reduction"), _saved(node, "target")
+    if reduction == 0:
+        return None
+    counted = int((target != _saved(node, "ignore_index")).sum()) if isinstance(target, Tensor) else None
+    weights = _saved(node, "weight")
+    term: dict[str, Any] = {"how": "mean" if reduction == 1 else "sum", "units": counted}
+    if isinstance(weights, Tensor):
+        term["weighted"] = True
+        total = _saved(node, "total_weight")
+        term["total"] = float(total) if isinstance(total, Tensor) else None
+    return term
+
+
+def _constants(node: Any) -> tuple[float, ...]:
+    """The number by which a node multiplies: 1/4 for a division by 4."""
+    kind = _kind(node)
+    if kind not in ("Mul", "Div"):
+        return ()
+    for name in ("other", "self"):
+        value = _saved(node, name)
+        if isinstance(value, Tensor) and value.numel() == 1 and not value.requires_grad:
+            number = float(value)
+            return (number,) if kind == "Mul" else ((1 / number,) if number and name == "other" else ())
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return (float(value),) if kind == "Mul" else ((1 / value,) if value else ())
+    return ()
+
+
+def _is_penalty(node: Any) -> bool:
+    """Whether nothing but parameters flows into a node."""
+    stack, seen = [node], set()
+    while stack:
+        one = stack.pop()
+        if one in seen:
+            continue
+        seen.add(one)
+        if len(seen) > _MOST or _kind(one) not in _PLAIN:
+            return False
+        children = [child for child, _ in one.next_functions]
+        if any(child is None for child in children) and _holds_data(one):
+            return False
+        stack.extend(child for child in children if child is not None)
+    return True
+
+
+def _holds_data(node: Any) -> bool:
+    """Whether a node has an input of many numbers that needs no gradient: data."""
+    for name in ("self", "other", "tensor", "vec1", "vec2"):
+        value = _saved(node, name)
+        if isinstance(value, Tensor) and value.numel() > 1 and not value.requires_grad:
+            return True
+    return _kind(node) in ("Add", "Sub", "Cat", "Stack")

@@ -1,0 +1,131 @@
+"""Which network is called with what: its mode, its batch, its statistics, at each outermost call.
+
+torch calls a hook before every module; the outermost one is the network (or DDP around it). What lies inside tells
+whether parts are in another mode than the whole, and the statistics that normalisation layers start the call with,
+after DDP has broadcast them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from squall.verify.observe import streams
+from squall.verify.observe.loaders import Loaders, leaves
+from squall.verify.observe.parameters import Parameters
+from squall.verify.observe.recorder import Recorder, elements, positions, where
+
+
+class Models:
+    """Watches the networks of one rank."""
+
+    def __init__(self, recorder: Recorder, parameters: Parameters, loaders: Loaders) -> None:
+        self.recorder, self.parameters, self.loaders = recorder, parameters, loaders
+        self.known: list[nn.Module] = []
+        self.latest: dict[str, Any] | None = None  # the outermost call that was begun last
+        self._depth = 0
+        self._open: dict[str, Any] | None = None
+
+    def install(self) -> None:
+        """From now on every call of a network is noted."""
+        register_module_forward_pre_hook(self._before)
+        register_module_forward_hook(self._after, always_call=True)
+
+    def index(self, model: nn.Module) -> int:
+        """A network's number; a new one is added with its parameters."""
+        for number, known in enumerate(self.known):
+            if known is model:
+                return number
+        self.known.append(model)
+        number = len(self.known) - 1
+        self._names(model, number)
+        return number
+
+    def _names(self, model: nn.Module, number: int) -> None:
+        plain = model.module if isinstance(model, DistributedDataParallel) else model
+        self.parameters.add_model(plain, f"model {number}: " if number else "")
+
+    def _before(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if not self.recorder.here or torch.compiler.is_compiling():
+            return
+        self._depth += 1
+        if self._depth == 1:
+            self._outermost(module, inputs)
+        elif self._depth == 2 and self._open is not None and isinstance(self._open_model, DistributedDataParallel):
+            self._statistics(module)  # DDP has broadcast them by now
+
+    def _after(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if not self.recorder.here or torch.compiler.is_compiling():
+            return
+        self._depth = max(0, self._depth - 1)
+        if self._depth == 0:
+            self._open = None
+
+    def _outermost(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if not any(True for _ in module.parameters()) or isinstance(module, nn.modules.loss._Loss):
+            return
+        if "backend" not in self.recorder.about and dist.is_available() and dist.is_initialized():
+            self.recorder.about["backend"] = dist.get_backend()
+        if not self.recorder.observing:
+            return
+        number = self.index(module)
+        if torch.is_grad_enabled():
+            self._names(module, number)  # layers may have come, or been frozen or freed
+        tensors = [leaf for one in inputs for leaf in leaves(one)]
+        batch = self.loaders.source(tensors)
+        sub = list(module.modules())
+        inner = module.module if isinstance(module, DistributedDataParallel) else module
+        self._open_model = module
+        self._open = self.latest = self.recorder.note(
+            "forward",
+            model=number,
+            kind=type(module).__name__,
+            training=inner.training,
+            modes=[one.training for one in sub if isinstance(one, _BatchNorm | _DropoutNd)][:100],
+            grad=torch.is_grad_enabled(),
+            batch=None if batch is None else batch["n"],
+            size=len(tensors[0]) if tensors and tensors[0].ndim else 0,
+            quiet=[name for name, one in inner.named_modules() if inner.training and not one.training][:20],
+            dropout=any(isinstance(one, _DropoutNd) and one.training and one.p > 0 for one in sub),
+            norms=[
+                name
+                for name, one in module.named_modules()
+                if isinstance(one, _BatchNorm) and not isinstance(one, nn.SyncBatchNorm) and one.training
+            ][:100],
+            sync_norms=sum(isinstance(one, nn.SyncBatchNorm) for one in sub),
+            stream=streams.torch_state(),
+            where=where(),
+        )
+        if not isinstance(module, DistributedDataParallel):
+            self._statistics(module)
+        elif module.require_forward_param_sync is False:
+            self._statistics(module.module)
+
+    def statistics_at_end(self) -> None:
+        """Notes the buffers of all networks as they are left."""
+        if self.recorder.observing:
+            for number, model in enumerate(self.known):
+                self._open = self.recorder.note("left", model=number)
+                self._statistics(model.module if isinstance(model, DistributedDataParallel) else model)
+            self._open = None
+
+    def _statistics(self, module: nn.Module) -> None:
+        """The buffers of normalisation layers as the call begins."""
+        event = self._open
+        if event is None or event.get("buffers") is not None:
+            return
+        names: list[str] = []
+        for name, one in module.named_modules():
+            if isinstance(one, _BatchNorm) and isinstance(one.running_mean, Tensor):
+                for kind in ("running_mean", "running_var"):
+                    buffer = getattr(one, kind)
+                    self.recorder.keep(event, f"buffer.{len(names)}", elements(buffer, positions(buffer.numel())))
+                    names.append(f"{name}.{kind}" if name else kind)
+        event["buffers"] = names

@@ -1,0 +1,136 @@
+"""Which parameters there are, and the gradient that this rank alone has computed for each.
+
+A hook on a parameter sees what its own backward pass sends it, before anything is added to `.grad` and before any
+reduction over processes, which wait for the finished `.grad`. Summed since `.grad` was last empty, that is what this
+rank puts into the step::
+
+    backward 1   hook: g1    .grad None -> sum begins          contributions [1]
+    backward 2   hook: g2    .grad has numbers -> g1 + g2      contributions [1, 2]
+    (the reduction over processes changes .grad, not the sum)
+    optimizer.step()         .grad against the sums of all ranks
+
+A sum that is thrown away, because `.grad` was emptied and no optimiser had stepped, is noted.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy
+from torch import Tensor, nn
+
+from squall.verify.observe.recorder import Recorder, elements, positions
+
+Array = numpy.ndarray[Any, Any]
+
+
+class Parameters:
+    """The parameters of one rank in the order in which they were met, each with its number."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self.known: list[Tensor] = []
+        self.names: dict[int, str] = {}
+        self._at: list[Tensor] = []
+        self._index: dict[int, int] = {}
+        self._hooked: set[int] = set()
+        self._sums: dict[int, Array] = {}
+        self._from: dict[int, list[int]] = {}
+        self._used: set[int] = set()
+        self._windows = False  # whether a framework says where an update's window begins
+        self._arrivals: dict[int, int] = {}
+        self._updates: dict[int, int] = {}
+        self.backward: dict[str, Any] | None = None  # the one that is running
+
+    def index(self, parameter: Tensor) -> int:
+        """Its number; a new one is added."""
+        found = self._index.get(id(parameter))
+        if found is None:
+            found = self._index[id(parameter)] = len(self.known)
+            self.known.append(parameter)
+            self._at.append(positions(parameter.numel()))
+        return found
+
+    def add_model(self, model: nn.Module, prefix: str = "") -> None:
+        """Notes the parameters of a model under their names."""
+        for name, parameter in model.named_parameters():
+            self.names.setdefault(self.index(parameter), prefix + name)
+
+    def watch(self) -> None:
+        """Puts hooks on those that came, or came to need gradients, since last time."""
+        for index, parameter in enumerate(self.known):
+            if index not in self._hooked and parameter.requires_grad and parameter.is_leaf:
+                parameter.register_hook(self._arrival(index))  # type: ignore[no-untyped-call]
+                self._hooked.add(index)
+
+    def _arrival(self, index: int) -> Any:
+        def hook(gradient: Tensor) -> None:
+            if self.recorder.here and self.recorder.observing:
+                self.arrived(index, gradient)
+
+        return hook
+
+    def arrived(self, index: int, gradient: Tensor) -> None:
+        """Adds what one backward pass of this rank has computed for a parameter."""
+        self._arrivals[index] = self._arrivals.get(index, 0) + 1
+        if not self._windows:
+            held = self.known[index].grad
+            if held is None or not bool(_local(held).any()):
+                self._begin(index)
+        part = elements(gradient, self._at[index])
+        self._sums[index] = self._sums[index] + part if index in self._sums else part
+        number = self.backward["n"] if self.backward is not None else -1
+        contributions = self._from.setdefault(index, [])
+        if number not in contributions:
+            contributions.append(number)
+
+    def begin_window(self) -> None:
+        """All sums begin anew, as the framework says; from now on it is not looked at `.grad`."""
+        self._windows = True
+        self._sums.clear()
+        self._from.clear()
+        self._used.clear()
+
+    def _begin(self, index: int) -> None:
+        """The parameter's `.grad` is empty: a new sum."""
+        number = self.backward["n"] if self.backward is not None else -1
+        if self._from.get(index, [None])[-1] == number:
+            return  # another part of the same backward pass
+        if index in self._sums and index not in self._used and self.backward is not None:
+            self.backward.setdefault("dropped", {}).setdefault(str(index), self._from[index])
+        self._sums.pop(index, None)
+        self._from[index] = []
+        self._used.discard(index)
+
+    def use(self, indices: list[int]) -> dict[int, list[int]]:
+        """An optimiser has taken the gradients of these: the backward passes that each came from."""
+        self._used.update(indices)
+        for index in indices:
+            self._updates[index] = self._updates.get(index, 0) + 1
+        return {index: list(self._from.get(index, [])) for index in indices}
+
+    def local(self, index: int) -> Array | None:
+        """The kept elements of this rank's own gradient, summed since `.grad` was empty."""
+        return self._sums.get(index)
+
+    def elements(self, index: int, tensor: Tensor) -> Array:
+        """The kept elements of a tensor of this parameter's shape."""
+        return elements(tensor, self._at[index])
+
+    def table(self) -> list[dict[str, Any]]:
+        """Name, shape, whether it needs a gradient, and how often it got one and was updated, by number."""
+        return [
+            {
+                "name": self.names.get(index, f"parameter {index}"),
+                "shape": list(parameter.shape),
+                "trains": parameter.requires_grad,
+                "gradients": self._arrivals.get(index, 0),
+                "updates": self._updates.get(index, 0),
+            }
+            for index, parameter in enumerate(self.known)
+        ]
+
+
+def _local(tensor: Any) -> Tensor:
+    found: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return found

@@ -1,0 +1,146 @@
+"""What kept a training from being observed: a crash, a hang, no update, processes of its own.
+
+How the ranks ended is known from the stage, what they did until then from their traces. The line that is shown is the
+user's: the innermost of the error's frames, or of the stack where a rank was when its time was over.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from squall.verify.checks.training import shown
+from squall.verify.finding import Place, Trouble
+from squall.verify.observe.recorder import is_users
+from squall.verify.stage import Ended, RankEnd
+from squall.verify.trace import Run
+
+_SPAWNED = "OwnProcessesError"
+
+
+def troubles(script: str, ended: Ended, run: Run | None, limit_s: float) -> list[Trouble]:
+    """All that went wrong in one run."""
+    name = shown(script) if script.endswith(".py") else script
+    processes = len(ended.ranks)
+    found: list[Trouble] = []
+    observed = run is not None and bool(run.first.steps)
+    enough = run is not None and all(rank.of("enough") for rank in run.ranks)
+    failed = [
+        rank for rank in ended.ranks if rank.error is not None or rank.status or (rank.signal and not rank.ended_by_us)
+    ]
+    if failed:
+        found.append(_failed(name, ended, failed, run))
+    elif ended.out_of_time and not enough:
+        found.append(_hung(name, ended, limit_s, observed))
+    elif not observed:
+        found.append(_never(name, processes, run))
+    if ended.left_behind:
+        found.append(
+            Trouble(
+                what="left processes behind",
+                says=f"{name} left {len(ended.left_behind)} processes behind with {_count(processes)}; they were ended",
+                processes=processes,
+                rows=tuple((f"process {pid}", command[:200]) for pid, command in ended.left_behind[:5]),
+                fatal=False,
+            )
+        )
+    return found
+
+
+def _failed(name: str, ended: Ended, failed: Sequence[RankEnd], run: Run | None) -> Trouble:
+    processes = len(ended.ranks)
+    first = next((rank for rank in failed if rank.rank == ended.first_failed), failed[0])
+    rows: list[tuple[str, str]] = []
+    if first.error is not None:
+        place = innermost(first.error["frames"])
+        if first.error["type"] == _SPAWNED:
+            return Trouble(
+                what="started its own processes",
+                says=f"{name} starts its own processes",
+                place=place,
+                processes=processes,
+                rows=(
+                    ("found", "torch.multiprocessing.spawn in a rank"),
+                    (
+                        "rule",
+                        "verify starts the ranks, with torchrun's environment (RANK, WORLD_SIZE, MASTER_ADDR, ...)",
+                    ),
+                    ("to do", "let the script train as one rank where RANK is set, as under torchrun"),
+                ),
+            )
+        message = str(first.error["message"]).strip().splitlines()
+        rows.append((f"rank {first.rank}", f"{first.error['type']}: {message[0] if message else ''}"))
+        what, says = "crashed", f"{name} crashed with {_count(processes)}"
+    elif first.signal:
+        place = innermost(first.stack)
+        rows.append((f"rank {first.rank}", f"killed by {signal.Signals(first.signal).name}"))
+        what, says = "crashed", f"{name} was killed with {_count(processes)}"
+    else:
+        place = None
+        rows.append((f"rank {first.rank}", f"left with exit status {first.status}"))
+        what, says = "ended early", f"{name} ended early with {_count(processes)}"
+        rows += [("", line) for line in first.last_lines[-3:]]
+    others = [rank.rank for rank in ended.ranks if rank.ended_by_us]
+    if others:
+        rows.append(
+            ("others", f"{'rank' if len(others) == 1 else 'ranks'} {', '.join(map(str, others))} waited for it")
+        )
+    if run is not None and any(event["run"] and len(event["run"]) < event["batches"] for event in run.first.of("pass")):
+        rows.append(("note", "long epochs are cut, and len(loader) says so: try --steps 200 if that is the cause"))
+    return Trouble(what=what, says=says, place=place, processes=processes, rows=tuple(rows))
+
+
+def _hung(name: str, ended: Ended, limit_s: float, observed: bool) -> Trouble:
+    rows = []
+    place = None
+    for rank in ended.ranks:
+        if not rank.ended_by_us:
+            rows.append((f"rank {rank.rank}", "had ended"))
+            continue
+        at = innermost(rank.stack)
+        place = place or at
+        inner = rank.stack[-1]["function"] if rank.stack else ""
+        rows.append(
+            (f"rank {rank.rank}", f"{at} {at.text}" + (f"   ({inner})" if inner else "") if at else "not known")
+        )
+    says = "made updates until its time was over, and no whole epochs" if observed else "made no update"
+    rows.append(("found", f"in {limit_s:g} s it {says}"))
+    rows.append(("to do", "--limit for more time, --steps for fewer updates; or look at the line above"))
+    return Trouble(
+        what="hung",
+        says=f"{name} was not done after {limit_s:g} s with {_count(len(ended.ranks))}",
+        place=place,
+        processes=len(ended.ranks),
+        rows=tuple(rows),
+    )
+
+
+def _never(name: str, processes: int, run: Run | None) -> Trouble:
+    rows: list[tuple[str, str]] = []
+    if run is not None:
+        rank = run.first
+        calls, updates = len(rank.of("forward")), len(rank.of("step"))
+        rows.append(
+            (
+                "found",
+                f"{calls} calls of a network, {len(rank.backwards)} backward passes, {updates} updates of torch.optim",
+            )
+        )
+    rows.append(("rule", "a script that trains when it is run: python SCRIPT, or under torchrun"))
+    rows.append(("to do", "give it the arguments with which it trains: squall verify SCRIPT -- ARGUMENTS"))
+    return Trouble(what="never stepped", says=f"{name} ended and made no update", processes=processes, rows=tuple(rows))
+
+
+def _count(processes: int) -> str:
+    return f"{processes} process{'' if processes == 1 else 'es'}"
+
+
+def innermost(frames: Sequence[Mapping[str, Any]]) -> Place | None:
+    """The innermost line of the user's own code."""
+    for frame in reversed(frames):
+        if is_users(str(frame["path"])):
+            return Place(
+                path=shown(str(frame["path"])), line=int(frame["line"]), text=str(frame.get("text", "")).strip()
+            )
+    return None
