@@ -145,6 +145,8 @@ def test_the_engine_is_asked_for_what_the_flags_say(engine: Engine, said: Say) -
         "steps": 24,
         "limit_s": 600.0,
         "checks": None,
+        "resumes": False,
+        "resume_with": (),
     }
     flags = ["--processes", "4,1,3", "--steps", "6", "--epochs", "3", "--limit", "90s", "--checks", "rate, epoch-order"]
     said("train.py", *flags, "--", "--lr", "0.1", "--json", "--", "x")
@@ -156,8 +158,17 @@ def test_the_engine_is_asked_for_what_the_flags_say(engine: Engine, said: Say) -
         "steps": 6,
         "limit_s": 90.0,
         "checks": ("rate", "epoch order"),
+        "resumes": False,
+        "resume_with": (),
         "progress": None,
     }
+
+
+def test_how_a_training_goes_on_is_asked_for_in_words_of_a_shell(engine: Engine, said: Say) -> None:
+    said("train.py", "--resume", "--", "--out", "{folder}")
+    assert (engine.asked["resumes"], engine.asked["resume_with"]) == (True, ())
+    said("train.py", "--resume-with", "--from '{folder}/last one.pt'", "--", "--out", "{folder}")
+    assert (engine.asked["resumes"], engine.asked["resume_with"]) == (True, ("--from", "{folder}/last one.pt"))
 
 
 @pytest.mark.parametrize("target", ["digits", "mine.toml"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -44,7 +45,11 @@ def verify(
     ] = None,
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(metavar="-- ARGUMENT", help="What the script is given.", show_default=False),
+        typer.Argument(
+            metavar="-- ARGUMENT",
+            help="What the script is given; {folder} in it is a new folder for each run.",
+            show_default=False,
+        ),
     ] = None,
     processes: Annotated[
         str, typer.Option("--processes", "-P", metavar="P,P", help="How many, one run of the script for each.")
@@ -58,6 +63,13 @@ def verify(
     ] = "10min",
     checks: Annotated[
         str | None, typer.Option("--checks", metavar="NAME,NAME", help="Only these.", show_default=False)
+    ] = None,
+    resumes: Annotated[
+        bool, typer.Option("--resume", help="Also kill it after a checkpoint, and start it again; see {folder}.")
+    ] = False,
+    resume_with: Annotated[
+        str | None,
+        typer.Option("--resume-with", metavar="ARGUMENTS", help="More arguments to go on with.", show_default=False),
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Say what is checked, and where it was described.")] = False,
     to: Annotated[
@@ -74,6 +86,7 @@ def verify(
     mistakes = Mistakes("what verify was given", hint="all flags: squall verify --help")
     numbers, limit_s = _processes(processes, mistakes), _seconds(limit, mistakes)
     only = None if checks is None else chosen([word.strip() for word in checks.split(",")], mistakes, "--checks")
+    more = _split(resume_with or "", mistakes)
     _check_folder(to, mistakes)
     mistakes.raise_if_any()
     _check_script(script)
@@ -92,6 +105,8 @@ def verify(
             steps=steps,
             limit_s=limit_s,
             checks=only,
+            resumes=resumes or resume_with is not None,
+            resume_with=more,
             progress=progress,
         )
     _tell(verdict, to, json_)
@@ -127,6 +142,14 @@ def _seconds(text: str, mistakes: Mistakes) -> float:
     if found.unit != "second" or found.amount < 1:
         mistakes.add(f"--limit {text}", "no stretch of time of a second or more: 90s, 10min, 1h")
     return found.amount
+
+
+def _split(text: str, mistakes: Mistakes) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        mistakes.add(f"--resume-with {text}", f"words as a shell reads them: {error}")
+        return ()
 
 
 def _check_folder(folder: Path, mistakes: Mistakes) -> None:

@@ -1,41 +1,31 @@
 """From a script to its verdict: run it with several numbers of processes, observe each rank, check what was seen.
 
-for P in processes, and once more the first    stage.Job -> ranks, each with its trace      observe
-traces of all runs                             -> Training -> one Finding a check            checks
-how ranks ended                                -> Troubles                                   here
+for P in processes, and once more the first    trials    -> ranks, each with its trace
+asked for: killed and started again            trials
+traces of all runs                             checks    -> one Finding a check
+how ranks ended                                troubles
 """
 
 from __future__ import annotations
 
-import ast
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from contextlib import nullcontext
+from dataclasses import replace
 
-from squall.errors import InputError
 from squall.verify.catalogue import CHECKS
-from squall.verify.checks import BY_NAME, Training
+from squall.verify.checks import BY_NAME, Resumed, Training, resume
 from squall.verify.checks.training import shown
 from squall.verify.finding import Finding, Trouble, Verdict
-from squall.verify.stage import Ended, Job, Stage
-from squall.verify.trace import Run, read
-from squall.verify.troubles import troubles
+from squall.verify.program import Program
+from squall.verify.stage import Stage
+from squall.verify.trace import Run
+from squall.verify.trials import Trial, Trials
 
 REFERENCE = "each rank's own gradients, taken before any reduction, added up in one process in float64"
 
-_HEAVY = (
-    "accelerate",
-    "lightning",
-    "pytorch_lightning",
-    "transformers",
-    "datasets",
-    "torchvision",
-    "sklearn",
-    "pandas",
-)
-_PATIENCE = 0.25  # of the limit: for the epochs after those that are observed
+_KNOWN = {check.name: check.known for check in CHECKS}
+_QUOTED = 2  # sources of a check that a FAIL without its own shows
 
 
 def examine(
@@ -47,6 +37,8 @@ def examine(
     steps: int = 24,
     limit_s: float = 600.0,
     checks: Sequence[str] | None = None,
+    resumes: bool = False,
+    resume_with: Sequence[str] = (),
     progress: Callable[[str], None] | None = None,
     stage: Stage | None = None,
 ) -> Verdict:
@@ -54,12 +46,14 @@ def examine(
 
     Arguments:
         script: a .py file that trains under torchrun, or a target of `squall train`.
-        arguments: for the script; for a target, of `squall train`.
+        arguments: for the script; for a target, of `squall train`. ``{folder}`` is a new folder for each run.
         processes: numbers of processes, one run each, and one more with the first.
         epochs: observed in each run.
         steps: updates that are run at least in each epoch.
         limit_s: seconds for each run.
         checks: names of those that are asked for; None: all.
+        resumes: also kill it after a checkpoint, and start it again.
+        resume_with: further arguments with which it then goes on.
         progress: called with a line of text now and then.
         stage: where ranks are started, to be used for many scripts; by default one of its own.
 
@@ -68,137 +62,86 @@ def examine(
         RunError: ranks could not be started.
     """
     started = time.monotonic()
-    what = _what(script, arguments)
+    program = Program(script, tuple(arguments), tuple(resume_with))
     wanted = [check.name for check in CHECKS if checks is None or check.name in checks]
-    numbers = [*processes, *(processes[:1] if "determinism" in wanted else ())]
-    say = progress or (lambda text: None)
-    if stage is None:
-        with Stage(_imports(script)) as own:
-            runs = _observe(what, own, numbers, epochs, steps, limit_s, say)
-    else:
-        runs = _observe(what, stage, numbers, epochs, steps, limit_s, say)
-    found = [trouble for one in runs for trouble in one.troubles]
-    whole = [one.run for one in runs[: len(processes)] if one.run is not None and one.run.first.steps]
-    again = runs[len(processes)].run if len(runs) > len(processes) else None
+    with nullcontext(stage) if stage is not None else Stage(program.slow_imports) as used:
+        trials = Trials(program, used, epochs, steps, limit_s, progress or (lambda text: None))
+        runs = [trials.run(number) for number in processes[:1]]
+        if not (runs[0].run is None and runs[0].ended.out_of_time):  # else there is no use in trying again
+            runs += [trials.run(number) for number in processes[1:]]
+        again = trials.run(processes[0], why="once more") if "determinism" in wanted and _whole(runs[0]) else None
+        killed = None
+        if resumes and runs[0].usable and "resume" in wanted:
+            killed = trials.interrupted(processes[0], also=tuple(processes[1:2]))
+    usable = [trial for trial in runs if trial.usable]
+    seen = [trial.run for trial in [trial for trial in runs if _whole(trial)] or usable if trial.run is not None]
     findings: list[Finding] = []
-    if whole:
-        training = Training(whole, again, script)
-        findings = [BY_NAME[name](training) for name in wanted if name in BY_NAME]
-        known = {check.name: check.known for check in CHECKS}
-        findings = [_with_sources(finding, known) for finding in findings]
-    first = whole[0].first if whole else None
+    if seen:
+        training = Training(seen, again.run if again is not None else None, script)
+        for name in wanted:
+            finding = _resume(training, killed) if name == "resume" else BY_NAME[name](training)
+            findings.append(_sourced(finding))
+    observed = min(epochs, _epochs(seen[0])) if seen else 0
     return Verdict(
-        script=shown(script) if script.endswith(".py") else script,
+        script=shown(script) if program.tree is not None else script,
         arguments=tuple(arguments),
-        framework=_framework(whole[0]) if whole else "",
+        framework=_framework(seen[0]) if seen else "",
         processes=tuple(processes),
-        epochs=min(epochs, _epochs(whole[0])) if whole else 0,
-        steps=len(first.steps) // max(1, min(epochs, _epochs(whole[0]))) if first else 0,
+        epochs=observed,
+        steps=len(seen[0].first.steps) // max(1, observed) if seen else 0,
         seconds=time.monotonic() - started,
         reference=REFERENCE,
         findings=tuple(findings),
-        troubles=tuple(_once(found)),
+        troubles=tuple(_once([trouble for trial in runs for trouble in trial.troubles])),
     )
 
 
-class _Observed:
-    """One run: its traces, if there are any, and what went wrong."""
-
-    def __init__(self, run: Run | None, found: Sequence[Trouble]) -> None:
-        self.run, self.troubles = run, found
+def _whole(trial: Trial) -> bool:
+    return trial.usable and not any(trouble.fatal for trouble in trial.troubles)
 
 
-def _observe(
-    what: dict[str, Any],
-    stage: Stage,
-    processes: Sequence[int],
-    epochs: int,
-    steps: int,
-    limit_s: float,
-    progress: Callable[[str], None],
-) -> list[_Observed]:
-    results: list[_Observed] = []
-    for place, number in enumerate(processes):
-        again = number in processes[:place]
-        if again and (results[0].run is None or any(trouble.fatal for trouble in results[0].troubles)):
-            break
-        progress(f"{number} process{'' if number == 1 else 'es'}{', once more' if again else ''} ...")
-        with tempfile.TemporaryDirectory(prefix="squall-verify-") as name:
-            folder = Path(name) / "ranks"
-            folder.mkdir()
-            options = {"script": what["script"], "module": what["module"], "arguments": what["arguments"]}
-            options |= {"epochs": epochs, "steps": steps, "patience_s": _PATIENCE * limit_s}
-            if what["module"] is not None:
-                options["arguments"] = [*what["arguments"], "--out", str(Path(name) / "run")]
-            job = Job(
-                main="squall.verify.observe.rank:main",
-                options=options,
-                processes=number,
-                folder=folder,
-                limit_s=limit_s,
-            )
-            ended = stage.run(job)
-            run = _traces(folder, number)
-        results.append(_Observed(run, troubles(what["script"] or what["shown"], ended, run, limit_s)))
-        if _hopeless(ended, run):
-            break
-    return results
+def _resume(training: Training, killed: tuple[Trial, dict[int, Trial]] | None) -> Finding:
+    """What came of the kill, if it was asked for."""
+    if killed is None:
+        return Finding(check="resume", outcome="--", says="not asked for: --resume kills it and starts it again")
+    trial, resumed = killed
+    if trial.killed_at is None:
+        return Finding(
+            check="resume",
+            outcome="--",
+            says="no checkpoint was written: give it a folder for them, -- --checkpoints {folder}",
+        )
+    whole = training.runs[0]
+    same = resumed.pop(whole.processes)
+    if same.run is None or not same.usable:
+        return _unstarted(same, trial.killed_at)
+    others = [
+        Resumed(whole, other.run, trial.killed_at)
+        for other in resumed.values()
+        if other.run is not None and other.usable
+    ]
+    finding = resume(training, Resumed(whole, same.run, trial.killed_at), others)
+    crashed = [(number, other) for number, other in resumed.items() if not other.usable]
+    if finding.outcome == "ok" and crashed:
+        number, other = crashed[0]
+        why = f": {other.troubles[0].rows[0][1]}" if other.troubles and other.troubles[0].rows else ""
+        return replace(finding, outcome="note", says=f"{finding.says}; with {number} processes it does not start{why}")
+    return finding
 
 
-def _hopeless(ended: Ended, run: Run | None) -> bool:
-    """Whether there is no use in trying with more processes."""
-    return ended.out_of_time and run is None
-
-
-def _traces(folder: Path, number: int) -> Run | None:
-    try:
-        return read(folder, number)
-    except FileNotFoundError:
-        return None
-
-
-def _what(script: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """What the ranks run: a script, or `squall train` with a target."""
-    if script.endswith(".py") and _is_script(Path(script)):
-        return {"script": script, "module": None, "arguments": list(arguments), "shown": script}
-    return {"script": None, "module": "squall", "arguments": ["train", script, *arguments], "shown": script}
-
-
-def _is_script(path: Path) -> bool:
-    """Whether a file does something when it is run, and not only defines a task.
-
-    Raises:
-        InputError: it cannot be read, or is no Python.
-    """
-    try:
-        tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
-    except OSError as error:
-        raise InputError(f"cannot read {path}", [("found", str(error.strerror))]) from None
-    except (SyntaxError, UnicodeDecodeError, ValueError) as error:
-        raise InputError(f"{path} is no Python", [("found", str(error))]) from None
-    defines = any(
-        isinstance(node, ast.Assign) and any(isinstance(to, ast.Name) and to.id == "task" for to in node.targets)
-        for node in tree.body
+def _unstarted(trial: Trial, killed_at: int) -> Finding:
+    trouble = trial.troubles[0] if trial.troubles else None
+    why = trouble.rows[0][1] if trouble is not None and trouble.rows else "it made no update"
+    return Finding(
+        check="resume",
+        outcome="FAIL",
+        says=f"killed after update {killed_at}, it does not go on: {why}",
+        place=trouble.place if trouble is not None else None,
+        expected="it goes on from its last whole checkpoint",
+        found=why,
+        effect="an interrupted run is lost",
+        change="load the newest checkpoint that is whole; write each under another name and rename it when it is",
     )
-    runs = any(isinstance(node, ast.If) and "__name__" in ast.dump(node.test) for node in tree.body)
-    return runs or not defines
-
-
-def _imports(script: str) -> list[str]:
-    """The slow imports that a script names, to be made once for all its ranks."""
-    if not script.endswith(".py"):
-        return []
-    try:
-        tree = ast.parse(Path(script).read_text(encoding="utf-8"))
-    except (OSError, SyntaxError, ValueError):
-        return []
-    names = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names.add(node.module.partition(".")[0])
-    return [name for name in _HEAVY if name in names]
 
 
 def _framework(run: Run) -> str:
@@ -218,12 +161,11 @@ def _epochs(run: Run) -> int:
     return max(1, len(run.first.passes(data[0], training=True))) if data else 1
 
 
-def _with_sources(finding: Finding, known: dict[str, tuple[str, ...]]) -> Finding:
-    from dataclasses import replace
-
+def _sourced(finding: Finding) -> Finding:
+    """With the sources of its check, where a FAIL names none of its own."""
     if finding.outcome != "FAIL" or finding.known:
         return finding
-    return replace(finding, known=known.get(finding.check, ())[:2])
+    return replace(finding, known=_KNOWN.get(finding.check, ())[:_QUOTED])
 
 
 def _once(found: Sequence[Trouble]) -> list[Trouble]:

@@ -20,6 +20,8 @@ def assert_right(
     steps: int = 24,
     limit_s: float = 600.0,
     checks: Sequence[str] | None = None,
+    resumes: bool = False,
+    resume_with: Sequence[str] = (),
 ) -> Verdict:
     """Runs a training script as `squall verify` does and fails if one of the checks fails.
 
@@ -32,6 +34,8 @@ def assert_right(
         steps: updates that are run at least in each of them.
         limit_s: seconds for each run of the script.
         checks: only these; None: all.
+        resumes: also kill it after a checkpoint and start it again; ``{folder}`` in the arguments is where they come.
+        resume_with: further arguments with which it then goes on.
 
     Returns:
         The verdict, also with its notes.
@@ -54,7 +58,17 @@ def assert_right(
     mistakes.raise_if_any()
     from squall.verify.examining import examine
 
-    verdict = examine(script, arguments, processes=processes, epochs=epochs, steps=steps, limit_s=limit_s, checks=only)
+    verdict = examine(
+        script,
+        arguments,
+        processes=processes,
+        epochs=epochs,
+        steps=steps,
+        limit_s=limit_s,
+        checks=only,
+        resumes=resumes,
+        resume_with=resume_with,
+    )
     failed = [finding.check for finding in verdict.fails if finding.check not in allowed]
     if failed or any(trouble.fatal for trouble in verdict.troubles):
         raise AssertionError(stories(verdict, allow=allowed))

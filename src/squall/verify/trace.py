@@ -94,6 +94,15 @@ class Rank:
         backwards = self.contributing(step)
         return step["optimizer"], self.ordinal(backwards[-1]["n"]) if backwards else -1
 
+    def indices(self, batch: int | None) -> Array | None:
+        """The indices into the data that a batch held; None where they are not known."""
+        if batch is None or self.events[batch].get("of") is None:
+            return None
+        event, position = self.events[self.events[batch]["of"]], self.events[batch]["position"]
+        order = self.array(event, "indices")
+        begin = sum(event["sizes"][:position])
+        return None if order is None else order[begin : begin + event["sizes"][position]]
+
     @cached_property
     def _places(self) -> dict[int, int]:
         return {step["n"]: place for place, step in enumerate(self.steps)}

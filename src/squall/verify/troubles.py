@@ -17,6 +17,7 @@ from squall.verify.stage import Ended, RankEnd
 from squall.verify.trace import Run
 
 _SPAWNED = "OwnProcessesError"
+_LOST = ("closed by peer", "reset by peer", "distbackenderror", "distnetworkerror", "diststoreerror", "gloo", "nccl")
 
 
 def troubles(script: str, ended: Ended, run: Run | None, limit_s: float) -> list[Trouble]:
@@ -50,11 +51,11 @@ def troubles(script: str, ended: Ended, run: Run | None, limit_s: float) -> list
 
 def _failed(name: str, ended: Ended, failed: Sequence[RankEnd], run: Run | None) -> Trouble:
     processes = len(ended.ranks)
-    first = next((rank for rank in failed if rank.rank == ended.first_failed), failed[0])
+    first = min(failed, key=lambda rank: (_is_consequence(rank), rank.rank != ended.first_failed))
     rows: list[tuple[str, str]] = []
     if first.error is not None:
         place = innermost(first.error["frames"])
-        if first.error["type"] == _SPAWNED:
+        if first.error["type"].endswith(_SPAWNED):
             return Trouble(
                 what="started its own processes",
                 says=f"{name} starts its own processes",
@@ -89,6 +90,14 @@ def _failed(name: str, ended: Ended, failed: Sequence[RankEnd], run: Run | None)
     if run is not None and any(event["run"] and len(event["run"]) < event["batches"] for event in run.first.of("pass")):
         rows.append(("note", "long epochs are cut, and len(loader) says so: try --steps 200 if that is the cause"))
     return Trouble(what=what, says=says, place=place, processes=processes, rows=tuple(rows))
+
+
+def _is_consequence(rank: RankEnd) -> bool:
+    """Whether a rank only says that it lost another one."""
+    if rank.error is None:
+        return False
+    text = f"{rank.error['type']}: {rank.error['message']}".lower()
+    return any(word in text for word in _LOST)
 
 
 def _hung(name: str, ended: Ended, limit_s: float, observed: bool) -> Trouble:

@@ -13,12 +13,13 @@ from squall.verify.checks.momentum import momentum
 from squall.verify.checks.network import batch_statistics, mode, parameters, weights
 from squall.verify.checks.rate import rate
 from squall.verify.checks.repeating import determinism
+from squall.verify.checks.resume import Resumed, resume
 from squall.verify.checks.samples import coverage, order
 from squall.verify.checks.training import Training
 from squall.verify.checks.weighting import weighting
 from squall.verify.finding import Finding
 
-__all__ = ["BY_NAME", "Training"]
+__all__ = ["BY_NAME", "Resumed", "Training", "resume"]
 
 BY_NAME: dict[str, Callable[[Training], Finding]] = {
     "gradient": gradient,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy
 
 from squall.verify.checks.samples import training_passes
-from squall.verify.checks.training import Training, count
+from squall.verify.checks.training import Training, count, numbers
 from squall.verify.finding import Finding
 from squall.verify.trace import Run
 
@@ -47,11 +47,37 @@ def determinism(training: Training) -> Finding:
         return Finding(
             check="determinism", outcome="note", says=f"{said} differ from {begin}, in {name}: not seeded, or not exact"
         )
+    if first.first.about.get("lockstep"):
+        for run in training.runs:
+            apart = _weights(first, run)
+            if apart is not None:
+                return _depends(training, first, run, *apart)
+        if len(training.runs) > 1:
+            said = (
+                f"two runs with {count(first.processes, 'process')}, and runs with {numbers(_others(training, first))},"
+            )
     updates = min(len(first.keys), len(again.keys))
     return Finding(
         check="determinism",
         outcome="ok" if updates else "--",
         says=f"{said} are equal, bit for bit, in {count(updates, 'update')}",
+    )
+
+
+def _others(training: Training, first: Run) -> list[int]:
+    return [run.processes for run in training.runs if run is not first]
+
+
+def _depends(training: Training, first: Run, run: Run, place: int, name: str) -> Finding:
+    return Finding(
+        check="determinism",
+        outcome="FAIL",
+        says=f"{first.processes} and {run.processes} processes differ from update {place} on, in {name}",
+        place=training.place(first.first.steps[0]),
+        expected="the same bits with any number of processes",
+        found=f"the weights before update {place} differ",
+        effect="a result depends on the machines",
+        change='reduction = "exact", the default; otherwise report it',
     )
 
 

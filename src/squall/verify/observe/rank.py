@@ -11,6 +11,7 @@ from pathlib import Path
 
 from squall.verify.observe import frameworks
 from squall.verify.observe.exchanges import Exchanges
+from squall.verify.observe.interrupting import Interruption
 from squall.verify.observe.loaders import Loaders
 from squall.verify.observe.models import Models
 from squall.verify.observe.parameters import Parameters
@@ -32,6 +33,7 @@ def main(
     epochs: int = 2,
     steps: int = 24,
     patience_s: float = 60.0,
+    interrupt: str | None = None,
 ) -> None:
     """Runs a script and leaves the rank's trace in the folder, also where the script fails.
 
@@ -40,8 +42,11 @@ def main(
         epochs: that are observed; of those that follow only rates and ends are noted.
         steps: of an epoch that are run at least.
         patience_s: how long the epochs that follow may take in all.
+        interrupt: a folder of checkpoints; shortly after one has come there, the rank kills itself.
     """
     observer = Observer(Recorder(folder, rank, processes, epochs=epochs, steps=steps), patience_s)
+    if interrupt is not None:
+        observer.interruption = Interruption(observer.recorder, Path(interrupt))
     observer.install()
     sys.argv = [script or str(module), *arguments]
     if script is not None:
@@ -76,6 +81,7 @@ class Observer:
         self._in: int | None = None  # the data of the latest pass
         self._counted = False
         self._light_since = 0.0
+        self.interruption: Interruption | None = None
         self.updates.on_backward = self._backward
         self.updates.on_step = self._stepped
 
@@ -111,7 +117,9 @@ class Observer:
             self.leave()
 
     def _stepped(self) -> None:
-        """Where no loader tells epochs, some updates are enough."""
+        """After each update: where no loader tells epochs, some are enough."""
+        if self.interruption is not None:
+            self.interruption.stepped(self.updates.steps)
         if self._trained_on or self.updates.steps < self.recorder.epochs * self.recorder.steps:
             return
         self.leave()
