@@ -62,6 +62,8 @@ def test_every_squall_command_exists_with_its_flags_and_keys(words: list[str]) -
     flags = {flag: option for option in command.params for flag in option.opts if flag.startswith("-")}
     arguments, rest = [], iter(words[place:])
     for word in rest:
+        if word == "--":
+            break  # what follows is for a script
         if not word.startswith("-"):
             arguments.append(word)
             continue

@@ -71,6 +71,13 @@ def test_one_fault_is_shown_as_designed() -> None:
     assert text(ONE_FAULT, 120, FILES) == SHOWN
 
 
+def test_many_checks_that_were_not_run_share_their_lines() -> None:
+    shown = text(some("ok", "--", "--", "--", "FAIL"))
+    rows = [line for line in shown.split("\n") if re.match(r"  \S", line)]
+    assert sum(line.startswith("  not run") for line in rows) == 1
+    assert len([line for line in rows if re.search(r"  (ok|note|FAIL)  ", line)]) == 2
+
+
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 140])
 def test_lines_keep_to_the_width_and_no_word_is_lost(width: int) -> None:
     shown = text(ONE_FAULT, width, FILES)

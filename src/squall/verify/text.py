@@ -33,6 +33,7 @@ Paint = Callable[[Outcome, str], str]
 _LEAST = 30  # columns for a text; where fewer are left beside its label it stands below
 _GAPS = (" " * 6, " " * 3)  # between the parts of the last line
 _LABEL = 8
+_IDLE = 2  # checks that were not run; where there are more they share their lines
 
 
 def text(verdict: Verdict, width: int = WIDTH, files: Sequence[str] = (), paint: Paint = lambda _, word: word) -> str:
@@ -84,12 +85,21 @@ def _top(verdict: Verdict, width: int) -> list[list[str]]:
 
 def _table(findings: Sequence[Finding], width: int, paint: Paint) -> list[str]:
     column = max(len(finding.check) for finding in findings)
+    idle = [finding for finding in findings if finding.outcome == "--"]
+    together = len(idle) > _IDLE
     lines = []
     for finding in findings:
+        if together and finding in idle:
+            continue
         name, outcome = f"  {words.plain(finding.check):<{column}}  ", f"{finding.outcome:<4}"
         first, *rest = _hanging(f"{name}{outcome}   ", words.plain(finding.says), width)
         painted = paint(finding.outcome, outcome)
         lines += [f"{name}{painted}{first[len(name) + len(outcome) :]}".rstrip(), *rest]
+    if together:  # out of the way of what was found
+        name = f"  {'not run':<{column}}  "
+        said = "; ".join(f"{words.plain(finding.check)}: {words.plain(finding.says)}" for finding in idle)
+        first, *rest = _hanging(f"{name}--     ", said, width)
+        lines += [f"{name}{paint('--', '--')}{first[len(name) + 2 :]}".rstrip(), *rest]
     return lines
 
 
