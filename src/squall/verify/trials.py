@@ -13,6 +13,7 @@ from squall.verify.checks.training import count
 from squall.verify.finding import Trouble
 from squall.verify.observe.interrupting import KILL
 from squall.verify.program import Program
+from squall.verify.restoring import restore
 from squall.verify.stage import Ended, Job, Stage
 from squall.verify.trace import Run, read
 from squall.verify.troubles import troubles
@@ -55,7 +56,7 @@ class Trials:
     def run(self, processes: int, *, why: str = "") -> Trial:
         """From the beginning, in a new folder."""
         with _folder() as folder:
-            return self._run(processes, self.program.options(folder), why)
+            return self._run(processes, self.program.options(folder) | {"own": str(folder)}, why)
 
     def interrupted(self, processes: int, *, also: tuple[int, ...] = ()) -> tuple[Trial, dict[int, Trial]]:
         """Kills it shortly after a checkpoint and starts it again, with as many processes and with other numbers.
@@ -65,6 +66,7 @@ class Trials:
         """
         with _folder() as folder, _folder() as spare:
             options = self.program.options(folder, often=True)
+            options |= {"own": str(folder)}
             options["interrupt"] = str(self.program.checkpoints(folder))
             killed = self._run(processes, options, "to be killed")
             resumed: dict[int, Trial] = {}
@@ -74,7 +76,9 @@ class Trials:
             for number in (processes, *(one for one in also if one != processes)):
                 shutil.rmtree(folder)
                 shutil.copytree(spare / "kept", folder)
-                resumed[number] = self._run(number, self.program.resumed(folder), "after the kill")
+                resumed[number] = self._run(
+                    number, self.program.resumed(folder) | {"own": str(folder)}, "after the kill"
+                )
             return killed, resumed
 
     def _run(self, processes: int, options: dict[str, object], why: str) -> Trial:
@@ -92,7 +96,10 @@ class Trials:
                 folder=folder,
                 limit_s=self.limit_s,
             )
-            ended = self.stage.run(job)
+            try:
+                ended = self.stage.run(job)
+            finally:
+                restore(folder)
             note = folder / KILL
             killed_at = int(note.read_text(encoding="utf-8")) if note.exists() else None
             run = None if killed_at is not None else _traces(folder, processes)

@@ -12,6 +12,7 @@ from pathlib import Path
 from squall.verify.observe import frameworks
 from squall.verify.observe.exchanges import Exchanges
 from squall.verify.observe.interrupting import Interruption
+from squall.verify.observe.keeping import Keeper
 from squall.verify.observe.loaders import Loaders
 from squall.verify.observe.models import Models
 from squall.verify.observe.parameters import Parameters
@@ -34,6 +35,7 @@ def main(
     steps: int = 24,
     patience_s: float = 60.0,
     interrupt: str | None = None,
+    own: str | None = None,
 ) -> None:
     """Runs a script and leaves the rank's trace in the folder, also where the script fails.
 
@@ -43,11 +45,13 @@ def main(
         steps: of an epoch that are run at least.
         patience_s: how long the epochs that follow may take in all.
         interrupt: a folder of checkpoints; shortly after one has come there, the rank kills itself.
+        own: the trial's folder: what is written there need not be kept.
     """
     observer = Observer(Recorder(folder, rank, processes, epochs=epochs, steps=steps), patience_s)
     if interrupt is not None:
         observer.interruption = Interruption(observer.recorder, Path(interrupt))
     observer.install()
+    Keeper(folder, [Path(own)] if own is not None else []).install()
     sys.argv = [script or str(module), *arguments]
     if script is not None:
         sys.path.insert(0, str(Path(script).resolve().parent))
