@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -96,7 +97,7 @@ def verify(
         )
     from squall.verify.examining import examine
 
-    with _progress() as progress:
+    with _progress() as progress, _ended_by_request():
         verdict = examine(
             script,
             tuple(arguments or ()),
@@ -111,6 +112,20 @@ def verify(
         )
     _tell(verdict, to, json_)
     return 0 if verdict.ok else 1
+
+
+@contextmanager
+def _ended_by_request() -> Iterator[None]:
+    """SIGTERM ends it as Ctrl-C does: ranks are ended, and the user's files put back."""
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _list(json_: bool) -> None:

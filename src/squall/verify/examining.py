@@ -15,6 +15,7 @@ from dataclasses import replace
 
 from squall.verify.catalogue import CHECKS
 from squall.verify.checks import BY_NAME, Resumed, Training, resume
+from squall.verify.checks.gradient import separate
 from squall.verify.checks.training import shown
 from squall.verify.finding import Finding, Trouble, Verdict
 from squall.verify.program import Program
@@ -79,8 +80,7 @@ def examine(
     if seen:
         training = Training(seen, again.run if again is not None else None, script)
         for name in wanted:
-            finding = _resume(training, killed) if name == "resume" else BY_NAME[name](training)
-            findings.append(_sourced(finding))
+            findings.append(_sourced(_resume(training, killed) if name == "resume" else _judged(name, training)))
     observed = min(epochs, _epochs(seen[0])) if seen else 0
     return Verdict(
         script=shown(script) if program.tree is not None else script,
@@ -94,6 +94,21 @@ def examine(
         findings=tuple(findings),
         troubles=tuple(_once([trouble for trial in runs for trouble in trial.troubles])),
     )
+
+
+_TOGETHER = {"loss weighting", "weights", "epoch coverage", "evaluation", "batch statistics", "augmentation", "mode"}
+"""Checks that hold ranks against each other."""
+
+
+def _judged(name: str, training: Training) -> Finding:
+    """What a check finds; one that cannot cope is not run, and does not hide the others."""
+    if name in _TOGETHER and separate(training):
+        return Finding(check=name, outcome="--", says="the processes never meet: see gradient")
+    try:
+        return BY_NAME[name](training)
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+        return Finding(check=name, outcome="--", says=f"could not judge this training ({said}): please report it")
 
 
 def _whole(trial: Trial) -> bool:
@@ -151,7 +166,7 @@ def _framework(run: Run) -> str:
         found.append("FSDP2")
     if "DistributedDataParallel" in about.get("models", ()) and not found:
         found.append("DistributedDataParallel")
-    if about.get("backend"):
+    if about.get("backend") not in (None, "undefined"):
         found.append(str(about["backend"]))
     return ", ".join(found)
 

@@ -92,7 +92,9 @@ class Rank:
         if self.about.get("lockstep"):  # ranks may have different numbers of passes, and the same of updates
             return step["optimizer"], self._places[step["n"]]
         backwards = self.contributing(step)
-        return step["optimizer"], self.ordinal(backwards[-1]["n"]) if backwards else -1
+        if not backwards:  # gradients by torch.autograd.grad: nothing tells but their order
+            return step["optimizer"], -1 - self._places[step["n"]]
+        return step["optimizer"], self.ordinal(backwards[-1]["n"])
 
     def indices(self, batch: int | None) -> Array | None:
         """The indices into the data that a batch held; None where they are not known."""

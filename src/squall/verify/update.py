@@ -104,7 +104,7 @@ class Share:
     def penalties(self) -> list[list[Event]]:
         """The penalties, batch by batch."""
         return [
-            [term for backward in group for term in backward.get("terms", ()) if term.get("penalty")]
+            [term for backward in group for term in backward.get("terms", ()) if term.get("penalty") and term["factor"]]
             for group in self.batches
         ]
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy
 
 from squall.verify.checks.training import Training, count
 from squall.verify.finding import Finding
-from squall.verify.trace import Event, Rank, Run
-from squall.verify.update import Update
+from squall.verify.trace import Array, Event, Rank, Run
+from squall.verify.update import Update, match
+
+_EXACT = 1e-3
 
 
 def clipping(training: Training) -> Finding:
     """Is the reduced, unscaled gradient of the whole update clipped, once?"""
+    early = _in_the_midst(training) or _own_before_reduction(training)
+    if early is not None:
+        return early
     clipped = [update for update in training.all_updates if update.shares[0].clip is not None]
     if not clipped:
         noted = any(run.first.of("clip") for run in training.runs)
@@ -32,6 +39,77 @@ def clipping(training: Training) -> Finding:
         outcome="ok",
         says=f"to {limit['limit']:g}, of the reduced gradient; it acted in {acted} of {count(len(clipped), 'update')}",
     )
+
+
+def _in_the_midst(training: Training) -> Finding | None:
+    """Clipping between the backward passes of one update: sums of clipped parts."""
+    for update in training.all_updates:
+        if update.window < 2:
+            continue
+        share = update.shares[0]
+        first, last = share.backwards[0]["n"], share.backwards[-1]["n"]
+        for clip in share.rank.of("clip"):
+            if first < clip["n"] < last and (clip.get("norm") or 0.0) > clip["limit"]:
+                return Finding(
+                    check="clipping",
+                    outcome="FAIL",
+                    says=f"clips after each of {update.window} batches of an update, not once",
+                    place=training.place(clip),
+                    expected="the gradient of the whole update is clipped",
+                    found=f"at update {update.number} a part of it, of norm {clip['norm']:.3g}, is cut to "
+                    f"{clip['limit']:g} before the next batch is added",
+                    effect="early batches are clipped again with each later one, and weigh less",
+                    change="clip where the optimiser steps (sync_gradients in Accelerate)",
+                )
+    return None
+
+
+def _own_before_reduction(training: Training) -> Finding | None:
+    """Each rank scales its own gradient by a number of its own before the reduction: clipping by hand, too early."""
+    acted = []
+    for update in training.all_updates:
+        if update.processes < 2 or not update.finite or update.reduced or update.shares[0].clip is not None:
+            continue
+        factors = mixture(update.given[0], update.own)
+        if factors is None or max(factors) <= 0 or not _alike(update.given):
+            continue
+        share = [size.samples or 1 for size in update.shares]
+        by_size = [factor / size for factor, size in zip(factors, share, strict=True)]
+        if max(by_size) > 1.01 * min(by_size) and max(factors) > 1.01 * min(factors):
+            acted.append((update, factors))
+    if not acted:
+        return None
+    update, factors = acted[0]
+    said = ", ".join(f"{factor * update.processes:.3g}" for factor in factors)
+    return Finding(
+        check="clipping",
+        outcome="FAIL",
+        says=f"each rank scales its own gradient before the reduction (by {said}), in {count(len(acted), 'update')}",
+        place=training.place(update.step),
+        expected="what limits a gradient acts on the reduced one, alike on all ranks",
+        found=f"at update {update.number} with {update.processes} processes the applied gradient is the ranks' own, "
+        f"added up with the factors {said} over {update.processes}",
+        effect="not the limited gradient of the minibatch: its direction changes where ranks are cut unequally",
+        change="clip after the gradients have been averaged, just before the step",
+    )
+
+
+def mixture(applied: Sequence[Array], own: Sequence[Sequence[Array]]) -> list[float] | None:
+    """The factors with which the ranks' own gradients add up to an applied one; None where none do.
+
+    Arguments:
+        applied: parameter by parameter.
+        own: of each rank, parameter by parameter.
+    """
+    target = numpy.concatenate(list(applied))
+    parts = numpy.stack([numpy.concatenate(list(rank)) for rank in own], axis=1)
+    if not numpy.isfinite(parts).all() or not numpy.isfinite(target).all() or len(target) < 2 * parts.shape[1]:
+        return None
+    factors, *_ = numpy.linalg.lstsq(parts, target, rcond=None)
+    size = float(numpy.linalg.norm(target))
+    if not size or float(numpy.linalg.norm(parts @ factors - target)) > 1e-3 * size:
+        return None
+    return [float(factor) for factor in factors]
 
 
 def _acted(update: Update) -> bool:
@@ -88,6 +166,9 @@ def _unscaled(rank: Rank, update: Update, *, before: Event) -> bool:
 
 def loss_scaling(training: Training) -> Finding:
     """Is the loss scale taken out of the gradients before they are applied?"""
+    part = _in_part(training)
+    if part is not None:
+        return part
     scaled = [update for update in training.all_updates if update.scaling != 1.0]
     if not scaled:
         return Finding(check="loss scaling", outcome="--", says="none")
@@ -121,6 +202,38 @@ def loss_scaling(training: Training) -> Finding:
             )
     said = " and ".join(f"{scale:g}" for scale in sorted(scales))
     return Finding(check="loss scaling", outcome="ok", says=f"{said}, taken out before each update")
+
+
+def _in_part(training: Training) -> Finding | None:
+    """A factor on some layers only: what was scaled by hand and not taken out everywhere."""
+    for update in training.all_updates:
+        if update.reduced or not update.finite or update.processes < 2 or not _alike(update.given):
+            continue
+        one = [match([given], [total], [index]) for given, total, index in _parts(update)]
+        sized = [found for found in one if numpy.isfinite(found.ratio) and found.ratio]
+        if len(sized) < 2 or any(found.difference > _EXACT for found in sized):
+            continue
+        low, high = min(sized, key=lambda found: found.ratio), max(sized, key=lambda found: found.ratio)
+        quotient = high.ratio / low.ratio
+        factors = [term["factor"] for event in update.shares[0].backwards for term in event.get("terms", ())]
+        if quotient > 1.5 and any(factor and abs(quotient / factor - 1) < 1e-2 for factor in factors):
+            rank = update.shares[0].rank
+            return Finding(
+                check="loss scaling",
+                outcome="FAIL",
+                says=f"{rank.name(high.worst)} keeps the loss's factor {quotient:.4g}, other layers do not",
+                place=training.place(update.step),
+                expected="the factor on the loss is taken out of every gradient",
+                found=f"at update {update.number} {rank.name(high.worst)} is {quotient:.4g} times too large beside "
+                f"{rank.name(low.worst)}",
+                effect=f"that layer's rate is {quotient:.4g} times the others'",
+                change="divide the gradients of all parameters by the scale, or use torch.amp.GradScaler",
+            )
+    return None
+
+
+def _parts(update: Update) -> list[tuple[Array, Array, int]]:
+    return list(zip(update.given[0], update.total, update.indices, strict=True))
 
 
 def non_finite(training: Training) -> Finding:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from squall.verify.checks.clipping import mixture
 from squall.verify.checks.gradient import law, usable
 from squall.verify.checks.training import Training, rounder, times
 from squall.verify.finding import Finding
@@ -25,11 +26,38 @@ def weight_decay(training: Training) -> Finding:
     decays = sorted({float(group.get("weight_decay") or 0.0) for group in groups})
     if not any(decays):
         return Finding(check="weight decay", outcome="--", says="none")
+    twice = _twice(training, max(decays))
+    if twice is not None:
+        return twice
     one = law(training, updates) if updates else None
     said = " and ".join(f"{decay:g}" for decay in decays)
     if one is not None and one.kind == "samples":
         return _summed(training, updates[0], said, one.factor(updates[0]))
     return Finding(check="weight decay", outcome="ok", says=f"{said}, not scaled with the loss")
+
+
+def _twice(training: Training, decay: float) -> Finding | None:
+    """Decay that is added to the gradient by hand, and once more by the optimiser."""
+    for update in training.all_updates:
+        if update.reduced or not update.finite:
+            continue
+        weights = [update.shares[0].rank.array(update.step, f"before.{index}") for index in update.indices]
+        known = [one for one in weights if one is not None]
+        if len(known) != len(weights):
+            continue
+        found = mixture(update.given[0], [update.total, known])
+        if found is not None and close(found[1], decay, 5e-2):
+            return Finding(
+                check="weight decay",
+                outcome="FAIL",
+                says=f"applied twice: {decay:g} in the optimiser, and {found[1]:.3g} x the weights in the gradients",
+                place=training.place(update.step),
+                expected=f"{decay:g}, once",
+                found=f"at update {update.number} the gradients are the reduced ones and {found[1]:.3g} x the weights",
+                effect="twice the decay that the recipe names",
+                change="leave it to the optimiser, or give it weight_decay=0",
+            )
+    return None
 
 
 def _summed(training: Training, update: Update, said: str, samples: float) -> Finding:

@@ -57,7 +57,8 @@ def law(training: Training, updates: Sequence[Update], slot: int = 0) -> Law | N
             scales = update.scales
             if scales is None or slot >= len(scales):
                 return None
-            constants.append(scales[slot] / one.factor(update))
+            factor = one.factor(update)
+            constants.append(scales[slot] / factor if factor else numpy.nan)  # no sizes of batches are known
         middle = float(numpy.median(constants))
         if all(close(constant, middle, 2e-3) for constant in constants):
             found.append(Law(one.name, one.kind, one.factor, middle))
@@ -100,6 +101,15 @@ def gradient(training: Training) -> Finding:
     found = usable(training)
     if not found:
         return Finding(check="gradient", outcome="--", says="no update with finite gradients that all ranks made")
+    alone = _separate(training)
+    if alone is not None:
+        return alone
+    if not any(numpy.any(array) for update in found for array in update.total):
+        return Finding(check="gradient", outcome="--", says=f"every gradient is zero, in {count(len(found), 'update')}")
+    found = [update for update in found if any(numpy.any(array) for array in update.total)]
+    foreign = _foreign(training)
+    if foreign is not None:
+        return foreign
     strange = [update for update in found if not update.reduced and not _clipped_alone(update)]
     if strange:
         return _not_reduced(training, strange)
@@ -136,6 +146,58 @@ def gradient(training: Training) -> Finding:
     )
 
 
+def _separate(training: Training) -> Finding | None:
+    """Ranks that never met: no process group was made."""
+    for run in training.several:
+        if any(rank.about.get("backend") or rank.about.get("lockstep") for rank in run.ranks):
+            continue
+        lightning = "Lightning" in run.first.about.get("frameworks", ())
+        return Finding(
+            check="gradient",
+            outcome="FAIL",
+            says=f"{run.processes} separate trainings: no process group is made",
+            place=training.place(run.first.backwards[0]) if run.first.backwards else None,
+            expected="one training by all processes",
+            found="the processes never meet, and each trains a network of its own",
+            effect="what is saved is the work of one process; the others' is thrown away, or written over it",
+            change="Trainer(devices=..., strategy='ddp'): on CPU Lightning takes one device unless it is told"
+            if lightning
+            else "torch.distributed.init_process_group() where WORLD_SIZE is above 1, and DDP around the network",
+        )
+    return None
+
+
+def separate(training: Training) -> bool:
+    """Whether the processes are trainings of their own: then nothing can be held against each other."""
+    return _separate(training) is not None
+
+
+def _foreign(training: Training) -> Finding | None:
+    """A gradient that another optimiser's update has used up, and that is applied with later ones."""
+    for run in training.runs:
+        rank = run.first
+        for step in rank.steps:
+            backwards = rank.contributing(step)
+            for other in rank.steps:
+                if other["optimizer"] == step["optimizer"] or not backwards or not other["n"] < backwards[-1]["n"]:
+                    continue
+                used = {number for part in other["from"].values() for number in part}
+                left = [one for one in backwards[:-1] if one["n"] in used and one["n"] < other["n"]]
+                if left and other["n"] > left[0]["n"]:
+                    return Finding(
+                        check="gradient",
+                        outcome="FAIL",
+                        says="the gradient of another loss is left in it",
+                        place=training.place(step),
+                        expected="the gradients of this optimiser's own loss",
+                        found=f"at update {rank.steps.index(step)} the gradients still hold a backward pass that "
+                        "another optimiser's update has used",
+                        effect="the network follows the other network's loss too: a critic that learns to be deceived",
+                        change="zero_grad() of this optimiser after the other's backward pass, before its own",
+                    )
+    return None
+
+
 def _clipped_alone(update: Update) -> bool:
     """Whether each rank clips what it alone has computed: a matter of its own."""
     return (
@@ -160,6 +222,13 @@ def _not_reduced(training: Training, strange: Sequence[Update]) -> Finding:
     rank = update.shares[0].rank
     worst = max(update.matches, key=lambda one: one.difference)
     place = training.place(update.step)
+    if alone and _averages_weights(update.run):
+        return Finding(
+            check="gradient",
+            outcome="note",
+            says="each rank applies its own, and the weights are averaged now and then: local SGD",
+            place=place,
+        )
     if alone:
         return Finding(
             check="gradient",
@@ -192,6 +261,25 @@ def _not_reduced(training: Training, strange: Sequence[Update]) -> Finding:
         f"{update.number}, alike on all ranks",
         place=place,
     )
+
+
+def _averages_weights(run: Run) -> bool:
+    """Whether ranks' weights differ and come together again: local SGD."""
+    apart = False
+    for _, steps in run.whole():
+        index = next(iter(steps[0]["group_of"]))
+        arrays = [rank.array(step, f"before.{index}") for rank, step in zip(run.ranks, steps, strict=True)]
+        found = [one for one in arrays if one is not None]
+        equal = all(numpy.allclose(one, found[0], rtol=1e-6, atol=0) for one in found[1:])
+        if apart and equal:
+            return True
+        apart = apart or not equal
+    return False
+
+
+def averages_weights(run: Run) -> bool:
+    """Whether a run is local SGD: weights that differ between ranks and are averaged now and then."""
+    return _averages_weights(run)
 
 
 def _unread(training: Training, updates: Sequence[Update]) -> Finding:
@@ -252,7 +340,7 @@ def _follows(training: Training, update: Update, one: Law) -> Finding:
 def accumulation(training: Training) -> Finding:
     """Does an update of several batches weigh each of their samples alike, and lose none?"""
     found = usable(training)
-    lost = _dropped(training)
+    lost = _dropped(training) or _again(training)
     if lost is not None:
         return lost
     crossing = [update for update in found if spans(update)]
@@ -297,6 +385,8 @@ def _dropped(training: Training) -> Finding | None:
             continue
         lost = sorted(set(thrown))
         skipped = {event["n"] for event in rank.of("scaler") if event["what"] == "skipped"}
+        used = {rank.events[number].get("batch") for number in applied if number >= 0}  # SAM looks twice, LBFGS often
+        thrown = [n for n in thrown if rank.events[n].get("batch") not in used and not rank.events[n].get("closure")]
         lost = [number for number in lost if not _somewhere_not_finite(run, rank.ordinal(number))]
         if lost and not skipped:
             event = rank.events[lost[0]]
@@ -315,6 +405,31 @@ def _dropped(training: Training) -> Finding | None:
     return None
 
 
+def _again(training: Training) -> Finding | None:
+    """Batches that are applied in one update after another: their gradients are never emptied."""
+    for run in training.runs:
+        rank = run.first
+        before: dict[int, dict[str, list[int]]] = {}
+        for step in rank.steps:
+            last = before.get(step["optimizer"], {})
+            twice = [index for index, part in step["from"].items() if set(part) & set(last.get(index, ()))]
+            if twice:
+                return Finding(
+                    check="accumulation",
+                    outcome="FAIL",
+                    says="gradients are applied again and again: they are not emptied after an update",
+                    place=training.place(step),
+                    expected="each batch enters one update",
+                    found=f"at update {rank.steps.index(step)} with {run.processes} processes the gradients hold "
+                    f"{len(step['from'][twice[0]])} backward passes, and some were applied before",
+                    effect="a sum over all batches since the last zero_grad, as if by a momentum of 1, at weights that "
+                    "are gone",
+                    change="optimizer.zero_grad() before each update's first backward pass",
+                )
+            before[step["optimizer"]] = step["from"]
+    return None
+
+
 def _somewhere_not_finite(run: Run, ordinal: int) -> bool:
     """Whether any rank's loss in the same backward pass was not a number."""
     for rank in run.ranks:
@@ -329,7 +444,15 @@ def _divided(training: Training, many: Sequence[Update], whole: Sequence[Update]
     one = law(training, whole)
     last = many[0]
     windows = sorted({update.window for update in many})
-    if one is not None and one.kind == "batches":
+    if one is not None and one.kind == "batches" and close(one.constant * max(windows), 1.0, 2e-3):
+        return Finding(
+            check="accumulation",
+            outcome="ok",
+            says=f"{numbers(windows)} batches an update, divided by {max(windows)}: an incomplete window moves less",
+        )
+    if one is not None and one.kind == "batches" and close(one.constant * max(windows) ** 2, 1.0, 2e-3):
+        over = False
+    elif one is not None and one.kind == "batches":
         over = one.factor(last) > 1
     elif one is not None and one.kind == "one" and not close(one.constant, 1.0, 2e-3) and len(windows) == 1:
         divided = _divisions(last)

@@ -7,15 +7,17 @@ after gathering. The second shows in what ranks tell each other: a single number
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy
 
 from squall.verify.checks.samples import Pass
 from squall.verify.checks.training import Training
 from squall.verify.finding import Finding
-from squall.verify.trace import Event, Rank, Run
+from squall.verify.trace import Array, Event, Rank, Run
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Measured:
     run: Run
     passes: Sequence[tuple[Rank, Event]]
     told: Sequence[Sequence[Event]]
+    beside: Sequence[Array] = ()
+    """What was read of the same data in other passes of the same evaluation."""
 
     @property
     def together(self) -> Pass:
@@ -43,7 +47,22 @@ def evaluations(run: Run) -> list[Measured]:
     by_rank = [(rank, _passes(rank)) for rank in run.ranks]
     for place in range(max((len(passes) for _, passes in by_rank), default=0)):
         some = [(rank, passes[place]) for rank, passes in by_rank if place < len(passes)]
-        found.append(Measured(run, some, [_told(rank, event) for rank, event in some]))
+        found.append(Measured(run, some, [_told(rank, event) for rank, event in some], _beside(some, by_rank)))
+    return found
+
+
+def _beside(some: Sequence[tuple[Rank, Event]], by_rank: Sequence[tuple[Rank, Sequence[Event]]]) -> list[Array]:
+    """What ranks read of the same data in other passes with no training between."""
+    found = []
+    data = some[0][1]["data"]
+    for (rank, event), (_, passes) in zip(some, by_rank, strict=False):
+        marks = [backward["n"] for backward in rank.backwards]
+        epoch = sum(mark < event["n"] for mark in marks)
+        for other in passes:
+            if other is not event and other["data"] == data and sum(mark < other["n"] for mark in marks) == epoch:
+                array = rank.array(other, "indices")
+                if array is not None:
+                    found.append(array)
     return found
 
 
@@ -99,12 +118,38 @@ def _all_by_each(one: Measured) -> bool:
 def _judge(training: Training, one: Measured) -> Finding | None:
     together = one.together
     if len(one.passes) == 1 or _all_by_each(one):
-        return _missing(training, one) if together.missing else None
+        return _missing(training, one) if together.missing and not _elsewhere(one) else None
     if together.repeated and not together.missing:
         return _padded(training, one)
-    if together.missing:
+    if together.missing and not _elsewhere(one):
         return _missing(training, one)
     return _mean_of_means(training, one)
+
+
+def _elsewhere(one: Measured) -> bool:
+    """Whether what a pass leaves out is measured in another one beside it."""
+    if not one.beside:
+        return False
+    together = one.together
+    left = numpy.flatnonzero(together.counts == 0)
+    indices = left if together.held is None else together.held[left]
+    return bool(numpy.isin(indices, numpy.concatenate(list(one.beside))).all())
+
+
+def _cut_by_hand(script: str) -> bool:
+    """Whether the script cuts what it has gathered: ``gathered[:length]``."""
+    try:
+        tree = ast.parse(Path(script).read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError):
+        return False
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+            function = node.value.func
+            if isinstance(function, ast.Attribute) and "gather" in function.attr:
+                names |= {name.id for to in node.targets for name in ast.walk(to) if isinstance(name, ast.Name)}
+    cuts = (node for node in ast.walk(tree) if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Slice))
+    return any(isinstance(node.value, ast.Name) and node.value.id in names for node in cuts)
 
 
 def _padded(training: Training, one: Measured) -> Finding | None:
@@ -120,7 +165,7 @@ def _padded(training: Training, one: Measured) -> Finding | None:
     if any(abs(value - size) < 1e-3 for value in numbers):
         return None  # what was added is not counted
     whole = bool(gathered) or any((event.get("numel") or 0) > 16 or "gather" in event["what"] for event in exchanged)
-    if "Lightning" in frameworks or (whole and not gathered):
+    if "Lightning" in frameworks or (whole and (not gathered or _cut_by_hand(training.script))):
         what = (
             "Lightning's sampler adds them"
             if "Lightning" in frameworks

@@ -7,6 +7,8 @@ size after a change, unless it is multiplied by new / old. Weights before and af
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy
 
 from squall.verify.checks.training import Training, times
@@ -26,6 +28,8 @@ def momentum(training: Training) -> Finding:
     values = sorted(
         {float(group["momentum"]) for step in rank.steps for group in step["groups"] if group.get("momentum")}
     )
+    if not values and own:
+        return _unnamed(training, rank, own[0])
     if not values:
         return Finding(check="momentum", outcome="--", says="none, or in an optimiser that scales its updates itself")
     said = " and ".join(f"{value:g}" for value in values)
@@ -38,7 +42,7 @@ def momentum(training: Training) -> Finding:
     return Finding(check="momentum", outcome="ok", says=f"{said}, free of the rate, as in torch.optim")
 
 
-def _fit(training: Training, rank: Rank, optimizer: int, said: str) -> Finding | None:
+def _fit(training: Training, rank: Rank, optimizer: int, said: str, value: float | None = None) -> Finding | None:
     steps = [step for step in rank.steps if step["optimizer"] == optimizer]
     changes = [
         place
@@ -47,7 +51,7 @@ def _fit(training: Training, rank: Rank, optimizer: int, said: str) -> Finding |
     ]
     outside, inside = [], []
     for place in changes[:_LATER]:
-        found = _errors(rank, steps[place - 1], steps[place])
+        found = _errors(rank, steps[place - 1], steps[place], value)
         if found is not None:
             outside.append(found[0])
             inside.append(found[1])
@@ -82,11 +86,50 @@ def _rate(step: Event) -> float:
     return float(step["groups"][0]["lr"])
 
 
-def _errors(rank: Rank, before: Event, after: Event) -> tuple[float, float] | None:
+def _unnamed(training: Training, rank: Rank, optimizer: int) -> Finding:
+    """An optimiser of the user's own whose groups name no momentum: it is fitted to two updates at one rate."""
+    steps = [step for step in rank.steps if step["optimizer"] == optimizer]
+    for before, after in pairwise(steps[1:]):
+        if close(_rate(before), _rate(after), 1e-9) and _rate(after):
+            value = _fitted(rank, before, after)
+            found = None if value is None else _errors(rank, before, after, value)
+            if value is not None and found is not None and 0.05 < value < 1 and found[0] < _FITS:
+                return _fit(training, rank, optimizer, f"{value:.3g}", value) or Finding(
+                    check="momentum", outcome="--", says=f"{value:.3g}, at a rate that did not change"
+                )
+    return Finding(check="momentum", outcome="--", says="none that could be found in an optimiser of its own")
+
+
+def _fitted(rank: Rank, before: Event, after: Event) -> float | None:
+    """The momentum that explains an update best, given the one before at the same rate."""
+    moves = _moves(rank, before, after)
+    if moves is None:
+        return None
+    delta, previous, gradient = moves
+    square = float(numpy.dot(previous, previous))
+    return float(numpy.dot(delta - _rate(after) * gradient, previous)) / square if square else None
+
+
+def _errors(rank: Rank, before: Event, after: Event, given: float | None = None) -> tuple[float, float] | None:
     """How badly an update fits either form, given the one before: relative differences."""
-    value = float(after["groups"][0].get("momentum") or 0.0)
-    decay = float(after["groups"][0].get("weight_decay") or 0.0)
+    value = float(after["groups"][0].get("momentum") or 0.0) if given is None else given
     old, new = _rate(before), _rate(after)
+    moves = _moves(rank, before, after)
+    if moves is None or not old:
+        return None
+    delta, previous, gradient = moves
+    size = float(numpy.linalg.norm(delta)) or 1.0
+    outside = new * (value * previous / old + gradient)
+    inside = value * previous + new * gradient
+    return (
+        float(numpy.linalg.norm(delta - outside)) / size,
+        float(numpy.linalg.norm(delta - inside)) / size,
+    )
+
+
+def _moves(rank: Rank, before: Event, after: Event) -> tuple[Array, Array, Array] | None:
+    """How far the weights went in an update and in the one before, and the gradient with its decay."""
+    decay = float(after["groups"][0].get("weight_decay") or 0.0)
     moved: list[Array] = []
     last: list[Array] = []
     gradients: list[Array] = []
@@ -100,13 +143,6 @@ def _errors(rank: Rank, before: Event, after: Event) -> tuple[float, float] | No
         last.append(first - second)
         moved.append(third - fourth)
         gradients.append(gradient + decay * third)
-    if not moved or not old:
+    if not moved:
         return None
-    delta, previous, gradient = (numpy.concatenate(one) for one in (moved, last, gradients))
-    size = float(numpy.linalg.norm(delta)) or 1.0
-    outside = new * (value * previous / old + gradient)
-    inside = value * previous + new * gradient
-    return (
-        float(numpy.linalg.norm(delta - outside)) / size,
-        float(numpy.linalg.norm(delta - inside)) / size,
-    )
+    return numpy.concatenate(moved), numpy.concatenate(last), numpy.concatenate(gradients)

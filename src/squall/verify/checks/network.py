@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy
 
+from squall.verify.checks.gradient import averages_weights
 from squall.verify.checks.training import Training, count
 from squall.verify.finding import Finding, Place
 from squall.verify.trace import Array, Event, Rank, Run
@@ -93,6 +94,9 @@ def mode(training: Training) -> Finding:
                 later = next((event for event in mine if any(mine[0]["modes"]) and not any(event["modes"])), None)
                 if later is not None:
                     return _in_eval(training, run, later, f"rank {rank.number} goes on training in eval mode")
+    measured = _measured_in_training(training)
+    if measured is not None:
+        return measured
     if last is None:
         return Finding(check="mode", outcome="--", says="no call of a network was seen in training")
     if not matters:
@@ -110,6 +114,29 @@ def mode(training: Training) -> Finding:
     if last["quiet"]:
         said += f"; {last['quiet'][0]} stays in eval mode"
     return Finding(check="mode", outcome="ok", says=said)
+
+
+def _measured_in_training(training: Training) -> Finding | None:
+    """An evaluation by a network with dropout or batch statistics switched on."""
+    for run in training.runs:
+        for rank in run.ranks:
+            calls = [event for event in rank.of("forward") if not event["grad"] and event["batch"] is not None]
+            trained = set(rank.training_data)
+            calls = [event for event in calls if rank.events[event["batch"]]["data"] not in trained]
+            active = [event for event in calls if event["training"] and any(event["modes"])]
+            if active and len(active) > 0.5 * len(calls):
+                return Finding(
+                    check="mode",
+                    outcome="FAIL",
+                    says=f"evaluated in training mode, in {len(active)} of {count(len(calls), 'call')}",
+                    place=training.place(active[0]),
+                    expected="model.eval() before an evaluation",
+                    found=f"with {run.processes} processes dropout or batch normalisation is in training mode there",
+                    effect="results with random masks, or by the statistics of each batch; and running statistics that "
+                    "have seen the evaluation set",
+                    change="model.eval() before, model.train() after",
+                )
+    return None
 
 
 def _training_calls(rank: Rank) -> list[Event]:
@@ -231,6 +258,8 @@ def weights(training: Training) -> Finding:
                 if len(found) != len(arrays) or not all(numpy.isfinite(one).all() for one in found):
                     continue
                 difference = _relative(found)
+                if difference > _EQUAL and averages_weights(run):
+                    return Finding(check="weights", outcome="note", says="averaged over ranks now and then: local SGD")
                 if difference > _EQUAL:
                     return _differs(training, run, place, steps[0], int(index), difference)
     if not looked:

@@ -107,7 +107,35 @@ def rate(training: Training) -> Finding:
             )
             if finding is not None:
                 return finding
-    return _fine(training)
+    return _for_one_process(training) or _fine(training)
+
+
+def _for_one_process(training: Training) -> Finding | None:
+    """A schedule made for the updates of one process: with P of them it ends at 1/P of its way."""
+    found = []
+    for run in training.several:
+        for schedule in _schedules(run.first):
+            horizon, updates = schedule.horizon, len(schedule.updates)
+            if horizon is None or not horizon["smooth"] or not schedule.whole or round(schedule.an_update) != 1:
+                continue
+            if abs(horizon["end"] - run.processes * updates) <= run.processes * schedule.epochs + _NEAR:
+                found.append((run, schedule))
+    if not training.varied or len({run.processes for run, _ in found}) < len(
+        {run.processes for run in training.several}
+    ):
+        return None
+    run, schedule = found[-1]
+    updates, ends = len(schedule.updates), schedule.horizon["end"] if schedule.horizon else 0
+    return Finding(
+        check="rate",
+        outcome="FAIL",
+        says=f"made for {ends} updates, those of one process; {run.processes} make {updates}",
+        place=training.place(schedule.made),
+        expected=f"a schedule of {updates} updates with {run.processes} processes",
+        found=f"its horizon is {run.processes} times the updates of the training, with each number of processes",
+        effect=f"the training ends after 1/{run.processes} of the schedule: in its warm-up, or at a high rate",
+        change="take the length of the rank's own loader: len(loader) after it was given its share",
+    )
 
 
 def _schedules(rank: Rank) -> list[Schedule]:
@@ -156,6 +184,8 @@ def _too_often(training: Training, schedule: Schedule, processes: int) -> Findin
     if not schedule.horizon["smooth"]:
         return None
     if not schedule.whole:  # it may have been made for batches: only its end would tell
+        return None
+    if ends / often >= len(schedule.updates) - schedule.epochs - 1:  # an epoch may add or drop one by rounding
         return None
     who = "processes" if often == processes and "Accelerate" in schedule.rank.about.get("frameworks", ()) else "batches"
     return Finding(

@@ -25,8 +25,36 @@ class Pass:
 
     @property
     def size(self) -> int:
-        """Of the data set."""
-        return int(self.events[0]["size"])
+        """Of the data set, or of the part of it that is dealt out."""
+        return int(self.events[0]["size"]) if self.held is None else len(self.held)
+
+    @cached_property
+    def parts(self) -> list[Array] | None:
+        """What each rank's loader can read at all, where it is a part of a data set; None where it is all of it."""
+        found = [rank.array(event, "held") for rank, event in zip(self.run.ranks, self.events, strict=True)]
+        some = [part for part in found if part is not None]
+        return some if len(some) == len(found) else None
+
+    @cached_property
+    def held(self) -> Array | None:
+        """The part that is dealt out: the same on all ranks (a split), or all ranks' shares of one. None: all of it.
+
+        Shares that leave out less than a batch on all ranks are shares of the whole.
+        """
+        if self.parts is None:
+            return None
+        if all(numpy.array_equal(part, self.parts[0]) for part in self.parts[1:]):
+            return self.parts[0]
+        together = numpy.unique(numpy.concatenate(self.parts))
+        return together if int(self.events[0]["size"]) - len(together) >= self.rank_batches else None
+
+    @property
+    def split_apart(self) -> bool:
+        """Whether the ranks' parts are different and overlap: each has split the data set for itself."""
+        if self.parts is None or len(self.parts) < 2:
+            return False
+        same = all(numpy.array_equal(part, self.parts[0]) for part in self.parts[1:])
+        return not same and len(numpy.unique(numpy.concatenate(self.parts))) < sum(len(part) for part in self.parts)
 
     @cached_property
     def orders(self) -> list[Array]:
@@ -41,8 +69,10 @@ class Pass:
     def counts(self) -> Array:
         """How often each index is read, by all ranks together."""
         together = numpy.concatenate(self.orders)
-        inside: Array = together[(together >= 0) & (together < self.size)]
-        return numpy.bincount(inside, minlength=self.size)
+        whole = int(self.events[0]["size"])
+        inside: Array = together[(together >= 0) & (together < whole)]
+        counts = numpy.bincount(inside, minlength=whole)
+        return counts if self.held is None else counts[self.held]
 
     @property
     def missing(self) -> int:
@@ -72,7 +102,11 @@ def training_passes(run: Run) -> list[Pass]:
 
 
 def _trained(rank: Rank, data: int) -> list[Event]:
-    return [event for event in rank.passes(data, training=True) if event["n"] < rank.observed and event["size"] > 0]
+    return [
+        event
+        for event in rank.passes(data, training=True)
+        if event["n"] < rank.observed and event["size"] > 0 and not event.get("endless")
+    ]
 
 
 def _together(run: Run, passes: Sequence[Sequence[Event]]) -> list[Pass]:
@@ -86,6 +120,8 @@ def coverage(training: Training) -> Finding:
     for run in training.runs:
         for one in training_passes(run):
             seen.append(one)
+            if one.split_apart:
+                return _split_apart(training, one)
             if not one.missing and not one.repeated:
                 continue
             if "Weighted" in one.sampler or _replaces(one):
@@ -101,6 +137,9 @@ def coverage(training: Training) -> Finding:
             if not _is_padding(one):
                 return _uncovered(training, one)
             notes.append(one)
+    same = _same_inputs(training)
+    if same is not None and not notes:
+        return same
     if not seen:
         return Finding(check="epoch coverage", outcome="--", says="no DataLoader with known indices was trained from")
     if not notes:
@@ -121,6 +160,26 @@ def coverage(training: Training) -> Finding:
     )
 
 
+def _same_inputs(training: Training) -> Finding | None:
+    """Ranks whose networks are called with the same numbers, wherever those come from."""
+    for run in training.several:
+        calls = [[event for event in rank.of("forward") if event["grad"] and event.get("input")] for rank in run.ranks]
+        together = list(zip(*calls, strict=False))
+        same = [events for events in together if len({event["input"] for event in events}) == 1]
+        if len(together) > 3 and len(same) > 0.9 * len(together):
+            return Finding(
+                check="epoch coverage",
+                outcome="FAIL",
+                says=f"every rank computes the same batch, in {len(same)} of {count(len(together), 'step')}",
+                place=training.place(same[0][0]),
+                expected="each rank computes samples of its own",
+                found=f"with {run.processes} processes the networks' inputs are equal on all ranks",
+                effect=f"{run.processes} processes do the work of one: each batch is averaged with itself",
+                change="let each rank draw its own share: seed by rank, or cut one order by rank::world",
+            )
+    return None
+
+
 def _replaces(one: Pass) -> bool:
     """Whether even one rank reads samples several times: drawing with replacement."""
     return all(len(order) > 20 and len(numpy.unique(order)) < 0.9 * len(order) for order in one.orders)
@@ -134,12 +193,31 @@ def _is_padding(one: Pass) -> bool:
         left = processes - 1 + (one.rank_batches if one.events[0]["drop_last"] else 0)
     else:
         most = left = one.rank_batches
+        accelerate = "Accelerate" in one.run.first.about.get("frameworks", ())
+        if accelerate and not one.missing and one.repeated < one.rank_batches:
+            return True  # it fills the last batches of all ranks from the start
     shares = [len(set(order.tolist())) for order in one.orders]
     if processes > 1 and min(shares) == one.size:
         return False  # everybody reads everything
     if processes > 1 and most >= one.size / 4:
         most = left = one.size // 4
     return one.repeated <= most and one.missing <= left
+
+
+def _split_apart(training: Training, one: Pass) -> Finding:
+    parts = one.parts or []
+    both = len(numpy.intersect1d(parts[0], parts[1]))
+    return Finding(
+        check="epoch coverage",
+        outcome="FAIL",
+        says=f"each rank splits the data set for itself: ranks 0 and 1 share {both:,} of {len(parts[0]):,} samples",
+        place=training.place(one.events[0]),
+        expected="one split into training and held-out samples, on all ranks",
+        found=f"with {one.run.processes} processes the ranks' loaders read different parts of {one.events[0]['kind']}",
+        effect="what one rank holds out another trains on, so that the evaluation is no longer one; samples are seen "
+        "more or less often",
+        change="random_split(..., generator=torch.Generator().manual_seed(seed)), the same on all ranks",
+    )
 
 
 def _own_shards(one: Pass) -> bool:

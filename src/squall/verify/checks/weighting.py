@@ -41,7 +41,7 @@ def spread(update: Update) -> Spread | None:
             for term in batch:
                 slots.setdefault(term.slot, []).append((abs(one.ratio * term.unit), share.rank.number, term.units))
                 weighted = weighted or term.weighted
-    spreads = [Spread(update, min(units), max(units), weighted) for units in slots.values()]
+    spreads = [Spread(update, min(units), max(units), weighted) for units in slots.values() if max(units)[0] > 0]
     return max(spreads, key=lambda found: found.ratio, default=None)
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from squall.verify.observe.recorder import Recorder, where
+from squall.verify.observe.recorder import Recorder, is_traced, where
 
 _SHORT = 16  # numbers of an exchange that are kept
 _NAMES = ("all_reduce", "reduce", "all_gather", "all_gather_into_tensor", "gather", "all_gather_object")
@@ -65,17 +65,17 @@ class Exchanges:
         @functools.wraps(call)
         def watched(given: Tensor, *args: Any, **named: Any) -> Any:
             result = call(given, *args, **named)
-            if (
-                not result.requires_grad
-                and result.numel() == 1
-                and given.numel() > 1
-                and result.device.type == "cpu"
-                and not torch.compiler.is_compiling()
-            ):
+            if type(result) is Tensor and not is_traced() and _is_number(result) and given.numel() > 1:
                 self._means = [*self._means[-63:], float(result)]
             return result
 
+        watched.__module__, watched.__qualname__ = "torch", "Tensor.mean"  # where pickle finds it
         Tensor.mean = watched  # type: ignore[assignment, method-assign]
+
+
+def _is_number(result: Tensor) -> bool:
+    plain = result.device.type == "cpu" and not result.is_complex() and not result.requires_grad
+    return plain and result.numel() == 1
 
 
 def _given(name: str, args: tuple[Any, ...], named: dict[str, Any]) -> Any:

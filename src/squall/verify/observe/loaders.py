@@ -1,9 +1,9 @@
 """Which samples this rank reads: every pass over every `DataLoader`.
 
-The order of a whole pass is read from the loader's sampler, so that coverage is known exactly; long passes are then cut
-to some batches from the front and the last one. A loader that is cut says so in its length: what the script computes
-from it, schedules and ends of accumulation windows, fits what will run. A length keeps its remainder, so that windows
-of 2, 3, 4, 6, 8, 12 or 24 end where they did.
+The order of a whole pass is read from the loader's sampler, so that coverage is known exactly (`orders.py`); long
+passes are cut to some batches from the front and the last one. A loader that is cut says so in its length: what the
+script computes from it, schedules and ends of accumulation windows, fits what will run. A length keeps its remainder,
+so that windows of 2, 3, 4, 6, 8, 12 or 24 end where they did.
 
 A loader over all samples may later be dealt out to the processes (Accelerate and Lightning do it): it is cut to a
 multiple of what each process will read.
@@ -11,26 +11,23 @@ multiple of what each process will read.
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 from collections import deque
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset, dataloader
+from torch.utils.data import DataLoader, Subset, dataloader
 from torch.utils.data._utils import fetch as fetching
 
 from squall.verify.observe import streams
+from squall.verify.observe.orders import Batch, Order, Watched, describe, number_of
 from squall.verify.observe.recorder import Recorder, where
 
-_MOST = 50_000_000  # indices of one pass; more is a sampler without an end
 _LAST_BATCHES = 4
-_MARK = "_watched_sampler"  # on a loader: what stands for its sampler
 
 
 class Loaders:
@@ -45,6 +42,7 @@ class Loaders:
         self._alive: list[Any] = []  # so that no number is used again
         self._passes: dict[int, int] = {}
         self._current: dict[int, int] = {}  # root -> pass, for loader processes, which inherit it
+        self._orders: list[Order] = []  # passes that go on
         self._items: list[list[int]] = []
         self._items_of: int | None = None
 
@@ -66,11 +64,7 @@ class Loaders:
             sampler = index_sampler(loader)
             if loader._dataset_kind != dataloader._DatasetKind.Map or not loaders.recorder.here:
                 return sampler
-            found = getattr(loader, _MARK, None)
-            if found is None or found.sampler is not sampler:
-                found = _Watched(loaders, loader, sampler)
-                setattr(loader, _MARK, found)
-            return found
+            return Watched(loaders.recorder, loaders.begins, loader, sampler)
 
         DataLoader._index_sampler = property(watched)  # type: ignore[assignment, method-assign]
         following = dataloader._BaseDataLoaderIter.__next__
@@ -86,39 +80,46 @@ class Loaders:
 
         def read(fetcher: Any, indices: Any) -> Any:
             if not loaders.recorder.observing or not fetcher.auto_collation:
+                indices = list(indices) if isinstance(indices, Batch) else indices
                 return fetch(fetcher, indices)  # type: ignore[no-untyped-call]
             return loaders._read(fetcher, indices)
 
         fetching._MapDatasetFetcher.fetch = read  # type: ignore[method-assign]
         streams.SEEDS.install()
+        self.recorder.before_save.append(self._finish)
 
-    def begins(self, loader: DataLoader[Any], sampler: Any) -> tuple[list[Any], dict[str, Any]]:
-        """A pass over a loader: reads its whole order and notes it; what is to be run of it."""
-        whole = list(itertools.islice(sampler, _MOST))
-        batched = loader.batch_sampler is not None
-        sizes = [len(one) if batched else 1 for one in whole]
-        flat = [int(index) for one in whole for index in (one if batched else [one])]
-        dataset: Any = loader.dataset
-        while isinstance(dataset, Subset):
-            chosen = dataset.indices
-            flat = [int(chosen[index]) for index in flat]
-            dataset = dataset.dataset
-        dataset, root = self.root(dataset)
-        kept = _kept(len(whole), cut(len(whole), self.recorder, plain=is_plain(sampler)))
+    def begins(self, order: Order) -> dict[str, Any]:
+        """A pass over a loader begins."""
+        self._orders.append(order)
+        watched = order.watched
+        dataset, root = self.root(watched.dataset)
+        sampler = watched.sampler
         event = self.note_pass(
             root,
-            streams._length(dataset),
+            streams.length(dataset),
             kind=type(dataset).__name__,
-            batches=len(whole),
-            run=kept,
-            sizes=sizes,
-            batch_size=getattr(sampler, "batch_size", None) or loader.batch_size,
+            run=[],
+            sizes=[],
+            batch_size=getattr(sampler, "batch_size", None) or watched.batch_size,
             drop_last=bool(getattr(sampler, "drop_last", False)),
-            workers=loader.num_workers,
+            workers=watched.workers,
             sampler=describe(sampler),
         )
-        self.recorder.keep(event, "indices", numpy.asarray(flat, dtype=numpy.int64))
-        return [whole[position] for position in kept], event
+        held = _held(watched.dataset)
+        if held is not None:
+            self.recorder.keep(event, "held", held)
+        return event
+
+    def _finish(self) -> None:
+        """Reads on to the end of passes that were broken off: what they would have held is part of their order."""
+        for order in self._orders:
+            order.finish()
+        self._orders = [order for order in self._orders if not order.over]
+
+    def has_no_end(self, root: int | None) -> bool:
+        """Whether data is read in a pass that may go on for ever."""
+        going = [order.event for order in self._orders if order.event is not None and not order.over]
+        return any(event["data"] == root and event.get("endless") for event in going)
 
     def note_pass(self, root: int, size: int, **fields: Any) -> dict[str, Any]:
         """A pass over a data set begins."""
@@ -129,7 +130,7 @@ class Loaders:
         return self.recorder.note("pass", data=root, pass_=number, size=size, **{**defaults, **fields}, where=where())
 
     def _given(self, iterator: Any, batch: Any) -> None:
-        event = getattr(iterator._index_sampler, "event", None)
+        event = getattr(iterator._sampler_iter, "event", None)
         position = iterator._num_yielded - 1
         tensors = leaves(batch)
         note = self.recorder.note(
@@ -164,23 +165,25 @@ class Loaders:
     def _read(self, fetcher: Any, indices: Any) -> Any:
         """As the fetcher does it, sample by sample, each between two looks at the generators."""
         dataset: Any = fetcher.dataset
-        if getattr(dataset, "__getitems__", None):
-            data = dataset.__getitems__(indices)
-            return fetcher.collate_fn(data)
         root, number = self.root(dataset)
-        held = streams.held_by(dataset)
+        pass_ = getattr(indices, "pass_", self._current.get(number, -1))
+        indices = list(indices) if isinstance(indices, Batch) else indices
+        below = dataset
+        while type(below) is Subset:  # it hands several indices on only if the data set below takes several
+            below = below.dataset
+        if getattr(below, "__getitems__", None):
+            return fetcher.collate_fn(dataset.__getitems__(indices))
+        held = streams.held_by(root if below is root else dataset)
         data = []
         for index in indices:
             with streams.reading(held) as drawn:
                 sample = dataset[index]
             data.append(sample)
-            inside, below = index, dataset
-            while isinstance(below, Subset):
-                inside, below = below.indices[inside], below.dataset
-            stored = streams.is_stored(sample, int(inside), root) if drawn.made else -1
+            inside = number_of(index, dataset)
+            stored = streams.is_stored(sample, inside, root) if drawn.made else -1
             self.add_item(
                 [
-                    *(number, self._current.get(number, -1), int(inside)),
+                    *(number, pass_, inside),
                     *(drawn.drawn, drawn.made, streams.content(sample), stored),
                 ],
                 self.recorder.here,
@@ -210,59 +213,6 @@ class Loaders:
         self._items = []
 
 
-class _Watched:
-    """A loader's sampler of batches, cut; its order is read when a pass begins."""
-
-    def __init__(self, loaders: Loaders, loader: DataLoader[Any], sampler: Any) -> None:
-        self.loaders, self.loader, self.sampler = loaders, loader, sampler
-        self.event: dict[str, Any] | None = None
-
-    def __iter__(self) -> Iterator[Any]:
-        run, self.event = self.loaders.begins(self.loader, self.sampler)
-        yield from run
-
-    def __len__(self) -> int:
-        return cut(len(self.sampler), self.loaders.recorder, plain=is_plain(self.sampler))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.sampler, name)
-
-
-def cut(batches: int, recorder: Recorder, *, plain: bool) -> int:
-    """How many batches of a pass are run.
-
-    Arguments:
-        plain: the loader goes over all samples, and may be dealt out to the processes later.
-    """
-    share = -(-batches // recorder.processes) if plain else batches
-    steps = recorder.steps
-    if share <= 2 * steps:
-        return batches
-    kept = steps + share % steps
-    return kept * recorder.processes if plain else kept
-
-
-def _kept(batches: int, run: int) -> list[int]:
-    return list(range(batches)) if run >= batches else [*range(run - 1), batches - 1]
-
-
-def is_plain(sampler: Any) -> bool:
-    """Whether a sampler (of batches) goes over all samples, whatever the rank."""
-    below = getattr(sampler, "sampler", sampler)
-    return type(below) in (RandomSampler, SequentialSampler)
-
-
-def describe(sampler: Any) -> dict[str, Any]:
-    """What kind of sampler it is, with the fields that distributed ones have."""
-    below = getattr(sampler, "sampler", sampler)
-    result: dict[str, Any] = {"class": type(below).__name__, "batches": type(sampler).__name__}
-    for name in ("num_replicas", "rank", "epoch", "seed", "shuffle", "drop_last", "total_size"):
-        value = getattr(below, name, None)
-        if isinstance(value, int | bool):
-            result[name] = value
-    return result
-
-
 def leaves(batch: Any, depth: int = 4) -> list[Tensor]:
     """The tensors of a batch, however nested."""
     if isinstance(batch, Tensor):
@@ -280,3 +230,15 @@ def _same(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape or one.numel() == 0 or one.dtype != other.dtype:
         return False
     return bool((one.detach().to("cpu") == other.detach().to("cpu")).all())
+
+
+def _held(dataset: Any) -> numpy.ndarray[Any, Any] | None:
+    """The indices, into the data set below all subsets, that a loader of this one can give; None for all."""
+    if not isinstance(dataset, Subset):
+        return None
+    found = numpy.asarray([int(index) for index in dataset.indices], dtype=numpy.int64)
+    below = dataset.dataset
+    while isinstance(below, Subset):
+        inside = numpy.asarray([int(index) for index in below.indices], dtype=numpy.int64)
+        found, below = inside[found], below.dataset
+    return numpy.unique(found)

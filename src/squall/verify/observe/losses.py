@@ -9,14 +9,18 @@ pass is the factor with which it enters the loss, whatever multiplied or divided
 
 So the weight of a sample is known without knowing the user's loss, also under loss scaling and accumulation. A term
 that leads to nothing but parameters is a penalty.
+
+What a node has saved is looked at, and left as it is: what checkpointing would have to compute again is not known.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 
 _MOST = 20_000  # nodes that are looked at
 _PLAIN = (  # what penalties are made of
@@ -24,6 +28,43 @@ _PLAIN = (  # what penalties are made of
     *("View", "ReshapeAlias", "UnsafeView", "Clone", "Neg", "Select", "Unsqueeze", "Squeeze", "ToCopy", "Dot", "T"),
     *("AccumulateGrad", "Clamp", "Relu", "Expand", "Alias"),
 )
+
+
+_CARRIES = (  # what gives out the numbers that it is given, each for itself
+    *("Mul", "Div", "Add", "Sub", "Neg", "Clone", "Alias", "View", "ReshapeAlias", "UnsafeView", "ToCopy", "Select"),
+    *("Unbind", "Unsqueeze", "Squeeze", "Expand", "Index", "Slice", "Split", "Stack", "Cat"),
+)
+_REDUCES = ("Mean", "Sum", "Nansum")
+_FEW = 200  # nodes between a mean of losses and the losses
+
+
+class _Look:
+    """Whether a loss is being looked at."""
+
+    open = False
+
+
+_LOOK = _Look()
+
+
+class PackedError(RuntimeError):
+    """What was looked at is packed, and would have to be computed again."""
+
+
+def leave_packed() -> None:
+    """From now on looking at a loss unpacks nothing that hooks have packed: it may be computed again, with effects."""
+    create = saved_tensors_hooks.__init__
+
+    @functools.wraps(create)
+    def init(one: Any, pack_hook: Any, unpack_hook: Any) -> None:
+        def unpack(packed: Any) -> Any:
+            if _LOOK.open:
+                raise PackedError
+            return unpack_hook(packed)
+
+        create(one, pack_hook, unpack_hook if type(one) is save_on_cpu else unpack)
+
+    setattr(saved_tensors_hooks, "__init__", init)  # noqa: B010
 
 
 class Terms:
@@ -35,20 +76,12 @@ class Terms:
         if loss.numel() != 1 or loss.grad_fn is None:
             self.terms.append({"how": "opaque", "node": "no scalar", "factor": None})
             return
-        stack: list[tuple[Any, tuple[float, ...]]] = [(loss.grad_fn, ())]
-        seen: set[Any] = set()
-        while stack and len(seen) < _MOST:
-            node, constants = stack.pop()
-            if node in seen:
-                continue
-            seen.add(node)
-            term = _term(node)
-            if term is not None:
+        _LOOK.open = True
+        try:
+            for node, term, constants in _find(loss.grad_fn, (), set()):
                 self._add(node, term, constants)
-                continue
-            below = (*constants, *_constants(node))
-            # the first input last, so that terms come in the order in which they were written
-            stack.extend((child, below) for child, _ in reversed(node.next_functions) if child is not None)
+        finally:
+            _LOOK.open = False
 
     def _add(self, node: Any, term: dict[str, Any], constants: tuple[float, ...]) -> None:
         term |= {"node": node.name(), "constants": list(constants), "factor": None}
@@ -69,6 +102,67 @@ class Terms:
             handle.remove()
         self._handles.clear()
         return self.terms
+
+
+_Found = tuple[Any, dict[str, Any], tuple[float, ...]]
+
+
+def _find(root: Any, constants: tuple[float, ...], seen: set[Any]) -> list[_Found]:
+    """The terms below a node: node, what it makes one number of, the numbers that it was multiplied by."""
+    found: list[_Found] = []
+    stack: list[tuple[Any, int, tuple[float, ...]]] = [(root, 0, constants)]
+    while stack and len(seen) < _MOST:
+        node, output, constants = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        single = _numel(node, output) in (1, None)
+        term = _term(node) if single else None
+        if term is not None and term["how"] != "opaque" and _of_scalars(node) and not _is_penalty(node):
+            children = [child for child, _ in node.next_functions if child is not None]
+            below = [one for child in children for one in _find(child, constants, set(seen))]
+            if any(one[1].get("units") != 1 for one in below):  # a mean of losses: each is a term of its own
+                term = None
+        elif term is not None and term.get("units") == 1 and _kind(node) in _REDUCES:
+            # of a batch of one, unless there is more to see below it
+            children = [child for child, _ in node.next_functions if child is not None]
+            below = [one for child in children for one in _find(child, constants, seen)]
+            readable = [one for one in below if one[1]["how"] != "opaque"]
+            found += readable if readable else [(node, term, constants)]
+            continue
+        elif not single and not _of_scalars(node):
+            term = {"how": "opaque"}  # many numbers became one in a way that is not known
+        if term is not None:
+            found.append((node, term, constants))
+            continue
+        more = (*constants, *_constants(node))
+        # the first input last, so that terms come in the order in which they were written
+        stack.extend((child, place, more) for child, place in reversed(node.next_functions) if child is not None)
+    return found
+
+
+def _numel(node: Any, output: int) -> int | None:
+    """How many numbers one of a node's outputs has."""
+    known = getattr(node, "_input_metadata", None)  # of its gradient, which has the same shape
+    return _count(known[output].shape) if known and output < len(known) else None
+
+
+def _of_scalars(node: Any) -> bool:
+    """Whether a node's numbers were single numbers that had been stacked: losses."""
+    stack, stacked, looked = [node], False, 0
+    while stack:
+        one = stack.pop()
+        looked += 1
+        if looked > _FEW:
+            return False
+        if _kind(one) in ("Stack", "Cat") and all(_numel(child, at) == 1 for child, at in one.next_functions if child):
+            stacked = True
+            continue
+        if one is node or (_kind(one) in _CARRIES and _numel(one, 0) != 1):
+            stack.extend(child for child, _ in one.next_functions if child is not None)
+        elif _numel(one, 0) != 1:
+            return False
+    return stacked
 
 
 def _saved(node: Any, name: str) -> Any:
@@ -97,15 +191,17 @@ def _term(node: Any) -> dict[str, Any] | None:
     kind = _kind(node)
     if kind in ("NllLoss", "NllLoss2D", "NllLoss2d"):
         return _nll(node)
-    if kind in ("Mean", "Sum", "Nansum"):
+    if kind in _REDUCES:
         numel = _saved(node, "self_sym_numel")
         count = int(numel) if numel is not None else _count(_saved(node, "self_sym_sizes"))
-        if count == 1:
-            return None
+        if count == 1 and not _saved(node, "self_sym_sizes"):
+            return None  # of a number that is one already
         return {"how": "mean" if kind == "Mean" else "sum", "units": count}
     reduction = _saved(node, "reduction")
     if isinstance(reduction, int):
-        given = _saved(node, "self")
+        given = _saved(node, "target" if kind == "MultiMarginLoss" else "self")
+        if isinstance(given, Tensor) and kind == "MultilabelMarginLoss":
+            given = given.select(-1, 0)  # one number for each sample
         if reduction == 0 or not isinstance(given, Tensor):
             return {"how": "opaque"} if reduction else None
         return {"how": "mean" if reduction == 1 else "sum", "units": given.numel()}

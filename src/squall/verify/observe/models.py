@@ -7,11 +7,13 @@ after DDP has broadcast them.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
@@ -20,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from squall.verify.observe import streams
 from squall.verify.observe.loaders import Loaders, leaves
 from squall.verify.observe.parameters import Parameters
-from squall.verify.observe.recorder import Recorder, elements, positions, where
+from squall.verify.observe.recorder import Recorder, elements, is_traced, positions, where
 
 
 class Models:
@@ -35,6 +37,7 @@ class Models:
 
     def install(self) -> None:
         """From now on every call of a network is noted."""
+        warnings.filterwarnings("ignore", message=r"Using `torch.compile\(module\)` when there are global hooks")
         register_module_forward_pre_hook(self._before)
         register_module_forward_hook(self._after, always_call=True)
 
@@ -53,7 +56,7 @@ class Models:
         self.parameters.add_model(plain, f"model {number}: " if number else "")
 
     def _before(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if not self.recorder.here or torch.compiler.is_compiling():
+        if not self.recorder.here or is_traced():
             return
         self._depth += 1
         if self._depth == 1:
@@ -62,14 +65,15 @@ class Models:
             self._statistics(module)  # DDP has broadcast them by now
 
     def _after(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        if not self.recorder.here or torch.compiler.is_compiling():
+        if not self.recorder.here or is_traced():
             return
         self._depth = max(0, self._depth - 1)
         if self._depth == 0:
             self._open = None
 
     def _outermost(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if not any(True for _ in module.parameters()) or isinstance(module, nn.modules.loss._Loss):
+        first = next(module.parameters(), None)
+        if first is None or not _is_real(first) or isinstance(module, nn.modules.loss._Loss):
             return
         if "backend" not in self.recorder.about and dist.is_available() and dist.is_initialized():
             self.recorder.about["backend"] = dist.get_backend()
@@ -101,6 +105,7 @@ class Models:
             ][:100],
             sync_norms=sum(isinstance(one, nn.SyncBatchNorm) for one in sub),
             stream=streams.torch_state(),
+            input=_fingerprint(tensors),
             where=where(),
         )
         if not isinstance(module, DistributedDataParallel):
@@ -129,3 +134,16 @@ class Models:
                     self.recorder.keep(event, f"buffer.{len(names)}", elements(buffer, positions(buffer.numel())))
                     names.append(f"{name}.{kind}" if name else kind)
         event["buffers"] = names
+
+
+def _is_real(tensor: Tensor) -> bool:
+    """Whether a tensor has numbers: not one of a network that only measures itself."""
+    return tensor.device.type != "meta" and not isinstance(tensor, FakeTensor)
+
+
+def _fingerprint(tensors: list[Tensor]) -> int | None:
+    """A hash of the first tensor that a network is called with."""
+    for tensor in tensors:
+        if tensor.numel() > 1 and tensor.device.type == "cpu" and not hasattr(tensor, "to_local"):
+            return streams.content(tensor) or None
+    return None

@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils.hooks import unserializable_hook
 
 from squall.verify.observe.recorder import Recorder, elements, positions
 
@@ -37,6 +39,7 @@ class Parameters:
         self._sums: dict[int, Array] = {}
         self._from: dict[int, list[int]] = {}
         self._used: set[int] = set()
+        self._nonzero: dict[int, bool] = {}  # whether anything but zeros has arrived since
         self._windows = False  # whether a framework says where an update's window begins
         self._arrivals: dict[int, int] = {}
         self._updates: dict[int, int] = {}
@@ -54,7 +57,8 @@ class Parameters:
     def add_model(self, model: nn.Module, prefix: str = "") -> None:
         """Notes the parameters of a model under their names."""
         for name, parameter in model.named_parameters():
-            self.names.setdefault(self.index(parameter), prefix + name)
+            if not is_lazy(parameter):  # it has no shape yet
+                self.names.setdefault(self.index(parameter), prefix + name)
 
     def watch(self) -> None:
         """Puts hooks on those that came, or came to need gradients, since last time."""
@@ -64,6 +68,7 @@ class Parameters:
                 self._hooked.add(index)
 
     def _arrival(self, index: int) -> Any:
+        @unserializable_hook  # type: ignore[untyped-decorator]
         def hook(gradient: Tensor) -> None:
             if self.recorder.here and self.recorder.observing:
                 self.arrived(index, gradient)
@@ -74,9 +79,9 @@ class Parameters:
         """Adds what one backward pass of this rank has computed for a parameter."""
         self._arrivals[index] = self._arrivals.get(index, 0) + 1
         if not self._windows:
-            held = self.known[index].grad
-            if held is None or not bool(_local(held).any()):
-                self._begin(index)
+            self._look(index)
+        if not self._nonzero.get(index):
+            self._nonzero[index] = _any(gradient)
         part = elements(gradient, self._at[index])
         self._sums[index] = self._sums[index] + part if index in self._sums else part
         number = self.backward["n"] if self.backward is not None else -1
@@ -84,12 +89,27 @@ class Parameters:
         if number not in contributions:
             contributions.append(number)
 
+    def _look(self, index: int) -> None:
+        """Begins a new sum if the parameter's `.grad` was emptied.
+
+        One that holds only zeros was emptied, unless nothing else can be expected: nothing but zeros has arrived, or
+        it is this process's part of a gradient and what has arrived lies in the others'.
+        """
+        held = self.known[index].grad
+        if held is None:
+            self._begin(index)
+        elif not _any(held):
+            whole = not hasattr(held, "to_local")
+            if index in self._used or (whole and self._nonzero.get(index)):
+                self._begin(index)
+
     def begin_window(self) -> None:
         """All sums begin anew, as the framework says; from now on it is not looked at `.grad`."""
         self._windows = True
         self._sums.clear()
         self._from.clear()
         self._used.clear()
+        self._nonzero.clear()
 
     def _begin(self, index: int) -> None:
         """The parameter's `.grad` is empty: a new sum."""
@@ -99,6 +119,7 @@ class Parameters:
         if index in self._sums and index not in self._used and self.backward is not None:
             self.backward.setdefault("dropped", {}).setdefault(str(index), self._from[index])
         self._sums.pop(index, None)
+        self._nonzero.pop(index, None)
         self._from[index] = []
         self._used.discard(index)
 
@@ -131,6 +152,7 @@ class Parameters:
         ]
 
 
-def _local(tensor: Any) -> Tensor:
-    found: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return found
+def _any(tensor: Any) -> bool:
+    """Whether anything in (this process's part of) a tensor is not zero."""
+    local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return bool((local._values() if local.is_sparse else local).any())

@@ -58,7 +58,7 @@ def main(
     ended = "finished"
     try:
         if script is not None:
-            runpy.run_path(script, run_name="__main__")
+            runpy.run_path(str(Path(script).absolute()), run_name="__main__")  # as __file__ is
         else:
             runpy.run_module(str(module), run_name="__main__", alter_sys=True)
     except SystemExit as left:
@@ -124,6 +124,8 @@ class Observer:
         """After each update: where no loader tells epochs, some are enough."""
         if self.interruption is not None:
             self.interruption.stepped(self.updates.steps)
+        if self.loaders.has_no_end(self._in) and self.updates.steps % self.recorder.steps == 0:
+            self._epoch_begins(self.updates.steps // self.recorder.steps)  # as good as one
         if self._trained_on or self.updates.steps < self.recorder.epochs * self.recorder.steps:
             return
         self.leave()

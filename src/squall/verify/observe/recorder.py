@@ -17,6 +17,7 @@ import json
 import os
 import sys
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -51,6 +52,7 @@ class Recorder:
         self._events: list[dict[str, Any]] = []
         self._arrays: dict[str, numpy.ndarray[Any, Any]] = {}
         self._owner = os.getpid()
+        self.before_save: list[Callable[[], None]] = []  # what is still to be noted
 
     @property
     def here(self) -> bool:
@@ -75,6 +77,8 @@ class Recorder:
         """Writes all of it; the file of events comes last, so that a trace with events is whole."""
         if not self.here:
             return
+        for finish in self.before_save:
+            finish()
         stem = self.folder / f"rank-{self.rank}"
         save_file(self._arrays, str(stem) + ".safetensors.new")
         Path(str(stem) + ".safetensors.new").replace(str(stem) + ".safetensors")
@@ -114,8 +118,14 @@ def is_users(path: str) -> bool:
     """Whether a file of code is the user's own."""
     if path not in _known:
         real = os.path.realpath(path)
-        _known[path] = not (path.startswith("<") or real.startswith(_OURS) or real.startswith(_LIBRARIES))
+        installed = any(part in ("site-packages", "dist-packages") for part in Path(real).parts)
+        _known[path] = not (installed or path.startswith("<") or real.startswith((_OURS, *_LIBRARIES)))
     return _known[path]
+
+
+def is_traced() -> bool:
+    """Whether what runs here is being compiled, or transformed (vmap): its tensors hold no numbers of their own."""
+    return torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None
 
 
 def positions(numel: int) -> Tensor:
@@ -141,6 +151,8 @@ def elements(tensor: Tensor, at: Tensor) -> numpy.ndarray[Any, Any]:
             return _of_shard(tensor, at)
         if tensor.is_sparse:
             tensor = tensor.to_dense()
+        if tensor.is_complex():
+            tensor = tensor.real  # what is scaled and summed right there is so in the other half
         return tensor.reshape(-1)[at.to(tensor.device)].to("cpu", torch.float64).numpy().copy()
 
 

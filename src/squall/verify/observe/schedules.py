@@ -11,7 +11,9 @@ import warnings
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 
 class _Standin(Optimizer):
@@ -20,7 +22,7 @@ class _Standin(Optimizer):
     def __init__(self, groups: list[dict[str, Any]]) -> None:
         super().__init__([{"params": [torch.zeros(1, requires_grad=True)]} for _ in groups], {})
         for mine, group in zip(self.param_groups, groups, strict=True):
-            mine.update({key: copy.copy(value) for key, value in group.items() if key != "params"})
+            mine.update({key: _own(value, self) for key, value in group.items() if key != "params"})
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Nothing."""
@@ -39,11 +41,18 @@ def _copied(scheduler: Any, standin: _Standin) -> Any:
     for key, value in vars(scheduler).items():
         if key == "optimizer":
             made.optimizer = standin
-        elif key == "_schedulers":
-            made._schedulers = [_copied(one, standin) for one in value]
         else:
-            setattr(made, key, list(value) if isinstance(value, list) else copy.copy(value))
+            setattr(made, key, _own(value, standin))
     return made
+
+
+def _own(value: Any, standin: _Standin) -> Any:
+    """A copy that shares nothing that a step changes."""
+    if isinstance(value, LRScheduler):
+        return _copied(value, standin)
+    if isinstance(value, list):
+        return [_own(one, standin) for one in value]
+    return value.detach().clone() if isinstance(value, Tensor) else copy.copy(value)
 
 
 def horizon(scheduler: Any, most: int) -> dict[str, Any]:

@@ -24,7 +24,7 @@ _GLOBAL = 3  # generators that everybody shares: Python's, NumPy's, torch's
 _HASHED = 1 << 16  # bytes of each array of a sample
 
 
-_RANDOM, _RANDOM_STATE = random.Random, numpy.random.RandomState  # before they are watched
+_RANDOM_STATE = numpy.random.RandomState  # before it is watched
 
 
 def _crc(data: bytes | memoryview, start: int = 0) -> int:
@@ -34,7 +34,7 @@ def _crc(data: bytes | memoryview, start: int = 0) -> int:
 def _state(generator: Any) -> bytes:
     if isinstance(generator, torch.Generator):
         return generator.get_state().numpy().tobytes()
-    if isinstance(generator, _RANDOM):
+    if isinstance(generator, random.Random):
         return repr(generator.getstate()).encode()
     if isinstance(generator, _RANDOM_STATE):
         return repr(_plain(generator.get_state())).encode()
@@ -49,7 +49,7 @@ def _plain(value: Any) -> Any:
     return tuple(_plain(one) for one in value) if isinstance(value, tuple | list) else value
 
 
-_KINDS = (torch.Generator, _RANDOM, numpy.random.Generator, _RANDOM_STATE)
+_KINDS = (torch.Generator, random.Random, numpy.random.Generator, _RANDOM_STATE)
 
 
 def held_by(thing: Any, depth: int = _DEPTH) -> list[Any]:
@@ -93,32 +93,47 @@ class Seeds:
             *((numpy.random, "default_rng"), (numpy.random, "RandomState"), (numpy.random, "seed")),
             *((random, "seed"), (torch, "manual_seed")),
         ):
-            setattr(owner, name, self._watched(getattr(owner, name), name))
-        own = random.Random
+            setattr(owner, name, self._watched(owner, name))
+        create = random.Random.__init__
 
-        class Random(own):  # type: ignore[misc, valid-type]
-            def __init__(this, x: Any = None) -> None:  # noqa: N805
-                self._note("Random", (x,))
-                super().__init__(x)
+        @functools.wraps(create)
+        def init(one: Any, x: Any = None) -> None:
+            self._note("Random", (x,))
+            create(one, x)
 
-        random.Random = Random  # type: ignore[misc]
+        setattr(random.Random, "__init__", init)  # noqa: B010
 
-    def _watched(self, call: Callable[..., Any], name: str) -> Callable[..., Any]:
-        if isinstance(call, type):
+    def _watched(self, owner: Any, name: str) -> Callable[..., Any]:
+        call = getattr(owner, name)
+        watched = self._watched_class(call, name) if isinstance(call, type) else self._watched_function(call, name)
+        watched.__module__, watched.__qualname__ = owner.__name__, name  # where pickle finds it
+        return watched
 
-            class Watched(call):  # type: ignore[misc, valid-type]
-                def __init__(this, *args: Any, **named: Any) -> None:  # noqa: N805
-                    self._note(name, (*args, *named.values()))
-                    super().__init__(*args, **named)
-
-            Watched.__name__ = Watched.__qualname__ = call.__name__
-            return Watched
-
+    def _watched_function(self, call: Callable[..., Any], name: str) -> Callable[..., Any]:
         @functools.wraps(call)
         def watched(*args: Any, **named: Any) -> Any:
             self._note(name, (*args, *named.values()))
             return call(*args, **named)
 
+        return watched
+
+    def _watched_class(self, kind: type, name: str) -> type:
+        """A class of which everything is an instance that is one of the class that it stands for."""
+
+        create: Any = vars(kind)["__init__"]
+
+        class Kind(type):
+            def __instancecheck__(cls, one: Any) -> bool:
+                return isinstance(one, kind) if cls is watched else super().__instancecheck__(one)
+
+            def __subclasscheck__(cls, other: Any) -> bool:
+                return issubclass(other, kind) if cls is watched else super().__subclasscheck__(other)
+
+        def init(one: Any, *args: Any, **named: Any) -> None:
+            self._note(name, (*args, *named.values()))
+            create(one, *args, **named)
+
+        watched = Kind(kind.__name__, (kind,), {"__init__": init, "__doc__": kind.__doc__})
         return watched
 
     def _note(self, name: str, given: tuple[Any, ...]) -> None:
@@ -166,6 +181,36 @@ def reading(held: list[Any]) -> Iterator[Reading]:
         result.close()
 
 
+@contextmanager
+def undisturbed(held: list[Any]) -> Iterator[None]:
+    """Whatever is drawn inside, the global generators and those that are held are afterwards as they were."""
+    python, own, of_torch = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
+    inner = [(one, _inner(one)) for one in held]
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        numpy.random.set_state(own)
+        torch.set_rng_state(of_torch)
+        for one, state in inner:
+            _put(one, state)
+
+
+def _inner(generator: Any) -> Any:
+    if isinstance(generator, torch.Generator | _RANDOM_STATE):
+        return generator.get_state()
+    return generator.getstate() if isinstance(generator, random.Random) else generator.bit_generator.state
+
+
+def _put(generator: Any, state: Any) -> None:
+    if isinstance(generator, torch.Generator | _RANDOM_STATE):
+        generator.set_state(state)
+    elif isinstance(generator, random.Random):
+        generator.setstate(state)
+    else:
+        generator.bit_generator.state = state
+
+
 def _states(held: list[Any]) -> list[int]:
     """Hashes of the states of Python's, NumPy's and torch's generators, and of those of the data set."""
     return [
@@ -184,10 +229,13 @@ def torch_state() -> int:
 def content(sample: Any, start: int = 0) -> int:
     """A hash of what a sample holds."""
     if isinstance(sample, Tensor):
-        if sample.device.type != "cpu" or sample.dtype == torch.bfloat16:
+        if not _is_plain(sample):
             return start
-        return _crc(sample.detach().contiguous().numpy().tobytes()[:_HASHED], start)
+        flat = sample.detach().resolve_conj().resolve_neg().reshape(-1)
+        return _crc(flat.contiguous().view(torch.uint8)[:_HASHED].numpy().tobytes(), start)
     if isinstance(sample, numpy.ndarray):
+        if sample.dtype.hasobject:
+            return content(sample.tolist(), start)
         return _crc(sample.tobytes()[:_HASHED], start)
     if isinstance(sample, dict):
         for key in sorted(sample, key=str):
@@ -207,22 +255,41 @@ def content(sample: Any, start: int = 0) -> int:
 def is_stored(sample: Any, index: int, dataset: Any) -> int:
     """Whether a sample's first part is what the data set has stored: 1, 0, or -1 where nothing is stored."""
     first = sample[0] if isinstance(sample, list | tuple) and sample else sample
-    if not isinstance(first, Tensor | numpy.ndarray):
+    value = _numbers(first)
+    size = length(dataset)
+    if value is None or not 0 <= index < size:
         return -1
-    value = first.numpy() if isinstance(first, Tensor) and first.device.type == "cpu" else first
-    size = _length(dataset)
     found = -1
     for stored in list(getattr(dataset, "__dict__", {}).values()):
         is_array = isinstance(stored, Tensor | numpy.ndarray) and stored.ndim == value.ndim + 1
         if is_array and len(stored) == size and stored.shape[1:] == value.shape:
-            row = stored[index]
-            row = row.numpy() if isinstance(row, Tensor) else row
-            found = max(found, int(numpy.array_equal(row, value)))
+            row = _numbers(stored[index])
+            if row is not None:
+                found = max(found, int(numpy.array_equal(row, value)))
     return found
 
 
-def _length(thing: Any) -> int:
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor's numbers lie in this process's memory, in order."""
+    return tensor.device.type == "cpu" and tensor.layout == torch.strided and not tensor.is_quantized
+
+
+def _numbers(value: Any) -> numpy.ndarray[Any, Any] | None:
+    """A tensor, or an array, as an array; None for others."""
+    if isinstance(value, numpy.ndarray | numpy.generic):
+        return numpy.asarray(value)
+    if not isinstance(value, Tensor) or not _is_plain(value):
+        return None
+    value = value.detach().resolve_conj().resolve_neg()
+    try:
+        return numpy.asarray(value.numpy())
+    except TypeError:  # NumPy has no such type
+        return numpy.asarray(value.float().numpy())
+
+
+def length(thing: Any) -> int:
+    """How many a thing says it holds; -1 where it says nothing."""
     try:
         return len(thing)
-    except TypeError:
+    except (TypeError, NotImplementedError):
         return -1

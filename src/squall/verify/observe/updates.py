@@ -21,7 +21,7 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from squall.verify.observe.losses import Terms
+from squall.verify.observe.losses import Terms, leave_packed
 from squall.verify.observe.models import Models
 from squall.verify.observe.parameters import Parameters
 from squall.verify.observe.recorder import Recorder, where
@@ -44,9 +44,11 @@ class Updates:
         self._running = False
         self._open: dict[int, dict[str, Any]] = {}
         self._scheduling = 0
+        self._in_closure = False
 
     def install(self) -> None:
         """From now on every update is noted."""
+        leave_packed()
         self._wrap_backward()
         self._wrap_clipping()
         self._wrap_scaler()
@@ -71,6 +73,7 @@ class Updates:
             latest = self.models.latest
             event = self.recorder.note(
                 "backward",
+                closure=self._in_closure,
                 loss=float(loss.detach()) if loss.numel() == 1 else None,
                 batch=None if latest is None else latest["batch"],
                 forward=None if latest is None else latest["n"],
@@ -185,7 +188,11 @@ class Updates:
             return None
 
         def closed(*given: Any, **more: Any) -> Any:  # its backward passes belong to this update
-            result = closure(*given, **more)
+            self._in_closure = True
+            try:
+                result = closure(*given, **more)
+            finally:
+                self._in_closure = False
             if id(optimizer) not in self._open:
                 self._note_step(optimizer)
             return result
