@@ -36,7 +36,8 @@ def troubles(script: str, ended: Ended, run: Run | None, limit_s: float) -> list
         found.append(_hung(name, ended, limit_s, observed))
     elif not observed:
         found.append(_never(name, processes, run))
-    if ended.left_behind:
+    left = run is not None and any(rank.about.get("ended") == "left" for rank in run.ranks)  # by us, in mid-epoch
+    if ended.left_behind and not left:
         found.append(
             Trouble(
                 what="left processes behind",

@@ -9,14 +9,14 @@ import numpy
 from squall.verify.checks.training import Training, count
 from squall.verify.finding import Finding
 from squall.verify.trace import Array, Event, Rank, Run
-from squall.verify.update import Update, match
+from squall.verify.update import Share, Update, match
 
 _EXACT = 1e-3
 
 
 def clipping(training: Training) -> Finding:
     """Is the reduced, unscaled gradient of the whole update clipped, once?"""
-    early = _in_the_midst(training) or _own_before_reduction(training)
+    early = _in_the_midst(training) or _own_before_reduction(training) or _shards_apart(training)
     if early is not None:
         return early
     clipped = [update for update in training.all_updates if update.shares[0].clip is not None]
@@ -92,6 +92,41 @@ def _own_before_reduction(training: Training) -> Finding | None:
         effect="not the limited gradient of the minibatch: its direction changes where ranks are cut unequally",
         change="clip after the gradients have been averaged, just before the step",
     )
+
+
+def _shards_apart(training: Training) -> Finding | None:
+    """Gradients that are spread over ranks, each rank's shard scaled by another factor."""
+    for update in training.all_updates:
+        if not update.run.sharded or not update.finite:
+            continue
+        ratios = [_shard_ratio(update, share) for share in update.shares]
+        known = [ratio for ratio in ratios if numpy.isfinite(ratio)]
+        if len(known) > 1 and min(known) > 0 and max(known) > 1.01 * min(known):
+            clip = update.shares[0].rank.of("clip")
+            said = ", ".join(f"{ratio * update.processes:.3g}" for ratio in ratios)
+            return Finding(
+                check="clipping",
+                outcome="FAIL",
+                says=f"each rank scales its own shard by another factor: {said}",
+                place=training.place(clip[0] if clip else update.step),
+                expected="one factor for the whole gradient, from the norm over all shards",
+                found=f"at update {update.number} with {update.processes} processes the shards' factors are {said}",
+                effect="layers of one gradient are limited unequally, by where they happen to lie",
+                change="clip_grad_norm_ of torch.nn.utils on the sharded parameters, or all-reduce the squared norms",
+            )
+    return None
+
+
+def _shard_ratio(update: Update, share: Share) -> float:
+    """The factor between a rank's own shard of what is applied and the sum over ranks there."""
+    square = product = 0.0
+    for index, total in zip(update.indices, update.total, strict=True):
+        shard = share.rank.array(share.step, f"grad.{index}")
+        if shard is not None:
+            mine = ~numpy.isnan(shard)
+            square += float(numpy.dot(total[mine], total[mine]))
+            product += float(numpy.dot(shard[mine], total[mine]))
+    return product / square if square else float("nan")
 
 
 def mixture(applied: Sequence[Array], own: Sequence[Sequence[Array]]) -> list[float] | None:

@@ -39,7 +39,7 @@ def weight_decay(training: Training) -> Finding:
 def _twice(training: Training, decay: float) -> Finding | None:
     """Decay that is added to the gradient by hand, and once more by the optimiser."""
     for update in training.all_updates:
-        if update.reduced or not update.finite:
+        if not update.finite:
             continue
         weights = [update.shares[0].rank.array(update.step, f"before.{index}") for index in update.indices]
         known = [one for one in weights if one is not None]

@@ -15,7 +15,7 @@ import numpy
 
 from squall.verify.checks.training import Training, count, numbers, times
 from squall.verify.finding import Finding
-from squall.verify.trace import Run
+from squall.verify.trace import Event, Run
 from squall.verify.update import TOLERANCE, Update, close
 
 
@@ -107,7 +107,7 @@ def gradient(training: Training) -> Finding:
     if not any(numpy.any(array) for update in found for array in update.total):
         return Finding(check="gradient", outcome="--", says=f"every gradient is zero, in {count(len(found), 'update')}")
     found = [update for update in found if any(numpy.any(array) for array in update.total)]
-    foreign = _foreign(training)
+    foreign = _foreign(training) or _moved_between(training, found)
     if foreign is not None:
         return foreign
     strange = [update for update in found if not update.reduced and not _clipped_alone(update)]
@@ -196,6 +196,34 @@ def _foreign(training: Training) -> Finding | None:
                         change="zero_grad() of this optimiser after the other's backward pass, before its own",
                     )
     return None
+
+
+def _moved_between(training: Training, found: Sequence[Update]) -> Finding | None:
+    """Gradients that are added up though the weights were changed between their backward passes."""
+    for update in found:
+        share = update.shares[0]
+        passes = [one for one in share.backwards if not one.get("closure")]
+        moved = next((one for one in passes[1:] if _other_weights(passes[0], one, share.step)), None)
+        if spans(update) or moved is None:
+            continue
+        return Finding(
+            check="gradient",
+            outcome="FAIL",
+            says="gradients at different weights are added up",
+            place=training.place(moved),
+            expected="all backward passes of an update at the same weights",
+            found=f"at update {update.number} the weights were changed between its {len(passes)} backward passes, and "
+            "the gradients were not emptied",
+            effect="neither the gradient here nor there: about twice as large as either",
+            change="zero_grad() where the weights have been changed, before the next backward pass",
+        )
+    return None
+
+
+def _other_weights(one: Event, other: Event, step: Event) -> bool:
+    """Whether parameters of an update had other values in two backward passes."""
+    before, after = one.get("weights") or {}, other.get("weights") or {}
+    return any(index in step["from"] and before[index] != after[index] for index in set(before) & set(after))
 
 
 def _clipped_alone(update: Update) -> bool:
@@ -383,10 +411,10 @@ def _dropped(training: Training) -> Finding | None:
                 thrown += [number for number in numbers_ if number not in applied and number in finite]
         if not applied:
             continue
-        lost = sorted(set(thrown))
         skipped = {event["n"] for event in rank.of("scaler") if event["what"] == "skipped"}
         used = {rank.events[number].get("batch") for number in applied if number >= 0}  # SAM looks twice, LBFGS often
         thrown = [n for n in thrown if rank.events[n].get("batch") not in used and not rank.events[n].get("closure")]
+        lost = sorted(set(thrown))
         lost = [number for number in lost if not _somewhere_not_finite(run, rank.ordinal(number))]
         if lost and not skipped:
             event = rank.events[lost[0]]

@@ -137,7 +137,7 @@ def coverage(training: Training) -> Finding:
             if not _is_padding(one):
                 return _uncovered(training, one)
             notes.append(one)
-    same = _same_inputs(training)
+    same = _same_inputs(training) or _read_again(training)
     if same is not None and not notes:
         return same
     if not seen:
@@ -176,6 +176,35 @@ def _same_inputs(training: Training) -> Finding | None:
                 found=f"with {run.processes} processes the networks' inputs are equal on all ranks",
                 effect=f"{run.processes} processes do the work of one: each batch is averaged with itself",
                 change="let each rank draw its own share: seed by rank, or cut one order by rank::world",
+            )
+    return None
+
+
+def _read_again(training: Training) -> Finding | None:
+    """Samples of an iterable data set that come several times in one pass: all of them, so not by chance."""
+    for run in training.runs:
+        rows = []
+        place = None
+        for rank in run.ranks:
+            for event in rank.of("batch"):
+                array = rank.array(event, "rows") if event.get("round") == 0 else None
+                if array is not None and len(array):
+                    rows.append(array)
+                    place = place or training.place(rank.backwards[0]) if rank.backwards else None
+        if not rows:
+            continue
+        _, counts = numpy.unique(numpy.concatenate(rows), return_counts=True)
+        again = int((counts > 1).sum())
+        if len(counts) > 20 and again > 0.9 * len(counts):
+            return Finding(
+                check="epoch coverage",
+                outcome="FAIL",
+                says=f"{again:,} of {len(counts):,} samples come {int(numpy.median(counts))} times in one pass",
+                place=place,
+                expected="each sample once, from one rank and one loader process",
+                found=f"with {run.processes} processes the iterable data set gives the same samples to several readers",
+                effect="an epoch is that many times longer than meant, and minibatches hold copies",
+                change="cut the iteration by rank and by get_worker_info().id",
             )
     return None
 

@@ -28,6 +28,7 @@ from squall.verify.observe.orders import Batch, Order, Watched, describe, number
 from squall.verify.observe.recorder import Recorder, where
 
 _LAST_BATCHES = 4
+_ROWS = 1024  # samples of a batch that are hashed, where no index tells them apart
 
 
 class Loaders:
@@ -43,6 +44,8 @@ class Loaders:
         self._passes: dict[int, int] = {}
         self._current: dict[int, int] = {}  # root -> pass, for loader processes, which inherit it
         self._orders: list[Order] = []  # passes that go on
+        self._iterator: Any = None  # over a loader without an order
+        self._rounds = -1
         self._items: list[list[int]] = []
         self._items_of: int | None = None
 
@@ -140,9 +143,20 @@ class Loaders:
             size=len(tensors[0]) if tensors and tensors[0].ndim else 0,
             data=self.root(iterator._dataset)[1],
         )
+        if event is None:
+            note["round"] = self._round(iterator)
+            rows = [streams.content(row) for row in tensors[0][:_ROWS]] if tensors and tensors[0].ndim > 1 else []
+            self.recorder.keep(note, "rows", numpy.asarray(rows, dtype=numpy.int64))
         self.latest = note
         self._recent.append((note, tensors))
         self._flush_items()
+
+    def _round(self, iterator: Any) -> int:
+        """Which iteration over a loader without an order this is."""
+        if iterator is not self._iterator:
+            self._iterator = iterator
+            self._rounds += 1
+        return self._rounds
 
     def given(self, batch: Any, **fields: Any) -> None:
         """A batch that did not come from a `DataLoader`."""

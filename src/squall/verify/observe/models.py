@@ -18,11 +18,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
 
 from squall.verify.observe import streams
 from squall.verify.observe.loaders import Loaders, leaves
 from squall.verify.observe.parameters import Parameters
 from squall.verify.observe.recorder import Recorder, elements, is_traced, positions, where
+
+_BUFFERS, _LARGE = 200, 1_000_000  # buffers of a network that are looked at, and numbers of the largest
 
 
 class Models:
@@ -127,12 +130,12 @@ class Models:
         if event is None or event.get("buffers") is not None:
             return
         names: list[str] = []
-        for name, one in module.named_modules():
-            if isinstance(one, _BatchNorm) and isinstance(one.running_mean, Tensor):
-                for kind in ("running_mean", "running_var"):
-                    buffer = getattr(one, kind)
-                    self.recorder.keep(event, f"buffer.{len(names)}", elements(buffer, positions(buffer.numel())))
-                    names.append(f"{name}.{kind}" if name else kind)
+        for name, buffer in module.named_buffers():
+            if is_lazy(buffer):
+                continue  # it has no shape yet
+            if len(names) < _BUFFERS and buffer.is_floating_point() and 0 < buffer.numel() <= _LARGE:
+                self.recorder.keep(event, f"buffer.{len(names)}", elements(buffer, positions(buffer.numel())))
+                names.append(name)
         event["buffers"] = names
 
 

@@ -14,6 +14,7 @@ A sum that is thrown away, because `.grad` was emptied and no optimiser had step
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import numpy
@@ -22,6 +23,8 @@ from torch.nn.parameter import is_lazy
 from torch.utils.hooks import unserializable_hook
 
 from squall.verify.observe.recorder import Recorder, elements, positions
+
+_HASHED = 8  # parameters that tell whether weights have changed
 
 Array = numpy.ndarray[Any, Any]
 
@@ -129,6 +132,12 @@ class Parameters:
         for index in indices:
             self._updates[index] = self._updates.get(index, 0) + 1
         return {index: list(self._from.get(index, [])) for index in indices}
+
+    def hashes(self) -> dict[str, int]:
+        """Hashes of the largest parameters' kept elements, by number: other weights, another hash."""
+        plain = [index for index, one in enumerate(self.known) if one.requires_grad and not hasattr(one, "to_local")]
+        largest = sorted(plain, key=lambda index: -self.known[index].numel())[:_HASHED]
+        return {str(index): zlib.crc32(self.elements(index, self.known[index]).tobytes()) for index in largest}
 
     def local(self, index: int) -> Array | None:
         """The kept elements of this rank's own gradient, summed since `.grad` was empty."""

@@ -20,7 +20,9 @@ import torch
 from torch import Tensor
 
 _DEPTH = 3  # data set -> transform -> parts of it
-_GLOBAL = 3  # generators that everybody shares: Python's, NumPy's, torch's
+_PUTS = {("random", "seed"): 0, ("numpy.random", "seed"): 1, ("torch", "manual_seed"): 2}
+"""Calls that put one of the generators that everybody shares somewhere, and its place in `_states`."""
+
 _HASHED = 1 << 16  # bytes of each array of a sample
 
 
@@ -81,6 +83,7 @@ class Seeds:
     def __init__(self) -> None:
         self.open = False
         self.given: list[str] = []
+        self.put: set[int] = set()  # the global generators that were seeded
         self.current: Reading | None = None
         self._installed = False
 
@@ -105,14 +108,16 @@ class Seeds:
 
     def _watched(self, owner: Any, name: str) -> Callable[..., Any]:
         call = getattr(owner, name)
-        watched = self._watched_class(call, name) if isinstance(call, type) else self._watched_function(call, name)
+        watched = (
+            self._watched_class(call, name) if isinstance(call, type) else self._watched_function(call, name, owner)
+        )
         watched.__module__, watched.__qualname__ = owner.__name__, name  # where pickle finds it
         return watched
 
-    def _watched_function(self, call: Callable[..., Any], name: str) -> Callable[..., Any]:
+    def _watched_function(self, call: Callable[..., Any], name: str, owner: Any) -> Callable[..., Any]:
         @functools.wraps(call)
         def watched(*args: Any, **named: Any) -> Any:
-            self._note(name, (*args, *named.values()))
+            self._note(name, (*args, *named.values()), owner.__name__)
             return call(*args, **named)
 
         return watched
@@ -136,9 +141,10 @@ class Seeds:
         watched = Kind(kind.__name__, (kind,), {"__init__": init, "__doc__": kind.__doc__})
         return watched
 
-    def _note(self, name: str, given: tuple[Any, ...]) -> None:
+    def _note(self, name: str, given: tuple[Any, ...], owner: str = "") -> None:
         if self.open and given and given[0] is not None:
             self.given.append(f"{name}{given!r}")
+            self.put |= {_PUTS[owner, name]} if (owner, name) in _PUTS else set()
 
 
 SEEDS = Seeds()
@@ -155,15 +161,15 @@ class Reading:
 
     def restart(self) -> None:
         """What was seeded until now was not the sample's doing."""
-        SEEDS.given = []
+        SEEDS.given, SEEDS.put = [], set()
         self._before = _states(self._held)
 
     def close(self) -> None:
         """The sample has been read."""
         states = list(zip(self._before, _states(self._held), strict=True))
-        if SEEDS.given:  # then the global generators are where the sample put them
+        if SEEDS.given:  # a global generator that the sample has seeded is where it put it
             self.made = _crc("|".join(SEEDS.given).encode()) or 1
-            states = states[_GLOBAL:]
+            states = [state for place, state in enumerate(states) if place not in SEEDS.put]
         moved = [one for one, other in states if one != other]
         if moved:
             self.drawn = _crc(repr(moved).encode()) or 1

@@ -74,6 +74,7 @@ class Updates:
             event = self.recorder.note(
                 "backward",
                 closure=self._in_closure,
+                weights=self.parameters.hashes(),
                 loss=float(loss.detach()) if loss.numel() == 1 else None,
                 batch=None if latest is None else latest["batch"],
                 forward=None if latest is None else latest["n"],

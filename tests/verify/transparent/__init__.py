@@ -1,0 +1,1 @@
+"""Trainings that end with the same bits whether `squall verify` looks at them or not."""
