@@ -16,6 +16,12 @@ from squall.verify.observe.ours import Ours
 from squall.verify.observe.parameters import Parameters
 from squall.verify.observe.recorder import Recorder, where
 
+_CPU_ACCELERATORS = (
+    "lightning.pytorch.accelerators.cpu",
+    "lightning.fabric.accelerators.cpu",
+    "pytorch_lightning.accelerators.cpu",
+)
+
 
 class OwnProcessesError(RuntimeError):
     """The script starts its ranks itself."""
@@ -33,6 +39,7 @@ def install(recorder: Recorder, parameters: Parameters, loaders: Loaders) -> Non
             "accelerate.accelerator": lambda module: _accelerate(module, recorder),
             "lightning.pytorch.trainer.trainer": lambda module: _used(module.Trainer, "Lightning", recorder),
             "pytorch_lightning.trainer.trainer": lambda module: _used(module.Trainer, "Lightning", recorder),
+            **{name: lambda module: _as_many_as_ranks(module, recorder) for name in _CPU_ACCELERATORS},
             "lightning.fabric.fabric": lambda module: _used(module.Fabric, "Fabric", recorder),
             "squall.run.stepper": ours.steps,
             "squall.run.evaluate": ours.reading,
@@ -54,6 +61,11 @@ def _fsdp2(module: ModuleType, recorder: Recorder, parameters: Parameters) -> No
         return reduce(shards, gradients, *args, **named)
 
     module.foreach_reduce = watched  # type: ignore[attr-defined]
+
+
+def _as_many_as_ranks(module: ModuleType, recorder: Recorder) -> None:
+    """`devices="auto"` is one CPU for Lightning, and would be P GPUs: here it is as many as there are ranks."""
+    module.CPUAccelerator.auto_device_count = staticmethod(lambda: recorder.processes)  # type: ignore[attr-defined]
 
 
 def _used(kind: Any, framework: str, recorder: Recorder) -> None:
