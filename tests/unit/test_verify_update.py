@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from squall.verify.checks.gradient import LAWS, law
+from squall.verify.checks.law import LAWS, law
 from squall.verify.checks.training import Training, count, digits, numbers, rounder, times
 from squall.verify.trace import Rank, Run
 from squall.verify.update import Update, close, match, updates

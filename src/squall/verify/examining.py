@@ -102,7 +102,7 @@ _TOGETHER = {"loss weighting", "weights", "epoch coverage", "evaluation", "batch
 
 def _judged(name: str, training: Training) -> Finding:
     """What a check finds; one that cannot cope is not run, and does not hide the others."""
-    if name in _TOGETHER and separate(training):
+    if name in _TOGETHER and separate(training) is not None:
         return Finding(check=name, outcome="--", says="the processes never meet: see gradient")
     try:
         return BY_NAME[name](training)

@@ -301,3 +301,12 @@ def match(applied: Sequence[Array], reference: Sequence[Array], indices: Sequenc
 def close(one: float, other: float, tolerance: float = 1e-3) -> bool:
     """Whether two numbers are equal up to a relative difference."""
     return abs(one - other) <= tolerance * max(abs(one), abs(other))
+
+
+def alike(ranks: Sequence[Sequence[Array]]) -> bool:
+    """Whether all ranks have the same gradients, parameter by parameter, as far as float32 goes."""
+    return all(
+        numpy.allclose(one, other, rtol=TOLERANCE, atol=1e-12)
+        for rank in ranks[1:]
+        for one, other in zip(ranks[0], rank, strict=True)
+    )

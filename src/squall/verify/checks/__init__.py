@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from squall.verify.checks.accumulation import accumulation
 from squall.verify.checks.augmentation import augmentation
-from squall.verify.checks.clipping import clipping, loss_scaling, non_finite
+from squall.verify.checks.clipping import clipping
 from squall.verify.checks.decay import weight_decay
-from squall.verify.checks.gradient import accumulation, gradient
+from squall.verify.checks.finite import non_finite
+from squall.verify.checks.gradient import gradient
 from squall.verify.checks.measuring import evaluation
 from squall.verify.checks.momentum import momentum
 from squall.verify.checks.network import batch_statistics, mode, parameters, weights
@@ -15,6 +17,7 @@ from squall.verify.checks.rate import rate
 from squall.verify.checks.repeating import determinism
 from squall.verify.checks.resume import Resumed, resume
 from squall.verify.checks.samples import coverage, order
+from squall.verify.checks.scaling import loss_scaling
 from squall.verify.checks.training import Training
 from squall.verify.checks.weighting import weighting
 from squall.verify.finding import Finding

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from squall.verify.checks.clipping import mixture
-from squall.verify.checks.gradient import law, usable
+from squall.verify.checks.law import law, usable
 from squall.verify.checks.training import Training, rounder, times
 from squall.verify.finding import Finding
 from squall.verify.update import Update, close

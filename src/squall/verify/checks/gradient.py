@@ -1,99 +1,20 @@
-"""Gradient and accumulation: is what the optimiser applies the gradient of the mean over all samples of the step?
+"""Gradient: is what the optimiser applies the gradient of the mean over all samples of the step?
 
 Two facts settle it. What was applied must be a multiple of the sum of all ranks' own gradients, the same on all ranks;
-and the weight with which a mean over the samples enters must be 1. Where it is another number, the runs tell what it
-follows: the number of processes, the batches of an update, the loss scale, or the samples of a batch (a sum). A
-constant is the user's own factor.
+and the weight with which a mean over the samples enters must be 1 (`law.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy
 
+from squall.verify.checks.law import Law, by_processes, law, spans, usable
 from squall.verify.checks.training import Training, count, numbers, times
 from squall.verify.finding import Finding
 from squall.verify.trace import Event, Run
-from squall.verify.update import TOLERANCE, Update, close
-
-
-@dataclass(frozen=True)
-class Law:
-    """What the weight of a mean follows: `factor` of an update, `name` in words, times a constant."""
-
-    name: str
-    kind: str  # "one", "processes", "batches", "scale", "samples"
-    factor: Callable[[Update], float]
-    constant: float = 1.0
-
-
-LAWS = (
-    Law("1", "one", lambda update: 1.0),
-    Law("the number of processes", "processes", lambda update: float(update.processes)),
-    Law("1 / the number of processes", "processes", lambda update: 1 / update.processes),
-    Law("the number of batches of an update", "batches", lambda update: float(update.window)),
-    Law("1 / the number of batches of an update", "batches", lambda update: 1 / update.window),
-    Law("the loss scale", "scale", lambda update: update.scaling),
-    Law("1 / the loss scale", "scale", lambda update: 1 / update.scaling),
-    Law("the samples of a rank's batches", "samples", lambda update: update.samples / update.processes),
-    Law("the samples of all batches", "samples", lambda update: float(update.samples)),
-    Law("the square of the number of processes", "processes", lambda update: float(update.processes**2)),
-    Law("1 / the square of the number of processes", "processes", lambda update: 1 / update.processes**2),
-)
-
-
-def law(training: Training, updates: Sequence[Update], slot: int = 0) -> Law | None:
-    """What the weight of the term in a slot follows over updates; None where nothing simple fits.
-
-    Laws with the constant 1 come first, then the simplest: with one number of processes a factor of 2 may be that
-    number or the user's own, and is not taken for the former unless the reduction itself shows it.
-    """
-    found = []
-    for one in LAWS:
-        constants = []
-        for update in updates:
-            scales = update.scales
-            if scales is None or slot >= len(scales):
-                return None
-            factor = one.factor(update)
-            constants.append(scales[slot] / factor if factor else numpy.nan)  # no sizes of batches are known
-        middle = float(numpy.median(constants))
-        if all(close(constant, middle, 2e-3) for constant in constants):
-            found.append(Law(one.name, one.kind, one.factor, middle))
-    exact = [one for one in found if close(one.constant, 1.0, 2e-3)]
-    plain = next((one for one in found if one.kind == "one"), None)
-    if exact and exact[0].kind == "processes" and plain is not None:  # one number of processes
-        ratio = updates[0].ratio * updates[0].processes * updates[0].scaling
-        if close(ratio, 1.0, 2e-3) and not _by_processes(updates[0]):
-            return plain
-    return exact[0] if exact else next(iter(found), None)
-
-
-def _by_processes(update: Update) -> bool:
-    """Whether the loss was multiplied or divided by the number of processes on its way."""
-    terms = update.shares[0].terms or [[]]
-    wanted = (float(update.processes), 1 / update.processes)
-    return any(close(constant, one, 1e-4) for term in terms[0] for constant in term.constants for one in wanted)
-
-
-def usable(training: Training) -> list[Update]:
-    """The updates with finite numbers."""
-    return [update for update in training.all_updates if update.finite]
-
-
-def spans(update: Update) -> bool:
-    """Whether an update holds batches of two passes over the data."""
-    for share in update.shares:
-        passes = set()
-        for group in share.batches:
-            batch = group[0].get("batch")
-            if batch is not None:
-                passes.add(share.rank.events[batch].get("of"))
-        if len(passes) > 1:
-            return True
-    return False
+from squall.verify.update import TOLERANCE, Update, alike, close
 
 
 def gradient(training: Training) -> Finding:
@@ -101,7 +22,7 @@ def gradient(training: Training) -> Finding:
     found = usable(training)
     if not found:
         return Finding(check="gradient", outcome="--", says="no update with finite gradients that all ranks made")
-    alone = _separate(training)
+    alone = separate(training)
     if alone is not None:
         return alone
     if not any(numpy.any(array) for update in found for array in update.total):
@@ -146,8 +67,8 @@ def gradient(training: Training) -> Finding:
     )
 
 
-def _separate(training: Training) -> Finding | None:
-    """Ranks that never met: no process group was made."""
+def separate(training: Training) -> Finding | None:
+    """Ranks that never met, as no process group was made: then nothing can be held against each other."""
     for run in training.several:
         if any(rank.about.get("backend") or rank.about.get("lockstep") for rank in run.ranks):
             continue
@@ -165,11 +86,6 @@ def _separate(training: Training) -> Finding | None:
             else "torch.distributed.init_process_group() where WORLD_SIZE is above 1, and DDP around the network",
         )
     return None
-
-
-def separate(training: Training) -> bool:
-    """Whether the processes are trainings of their own: then nothing can be held against each other."""
-    return _separate(training) is not None
 
 
 def _foreign(training: Training) -> Finding | None:
@@ -231,16 +147,7 @@ def _clipped_alone(update: Update) -> bool:
     return (
         any(share.clip is not None for share in update.shares)
         and all(one.difference < 50 * TOLERANCE for one in update.alone)
-        and _same(update.given)
-    )
-
-
-def _same(ranks: Sequence[Sequence[numpy.ndarray]]) -> bool:
-    first = ranks[0]
-    return all(
-        numpy.allclose(one, other, rtol=1e-4, atol=1e-12)
-        for rank in ranks[1:]
-        for one, other in zip(first, rank, strict=True)
+        and alike(update.given)
     )
 
 
@@ -250,7 +157,7 @@ def _not_reduced(training: Training, strange: Sequence[Update]) -> Finding:
     rank = update.shares[0].rank
     worst = max(update.matches, key=lambda one: one.difference)
     place = training.place(update.step)
-    if alone and _averages_weights(update.run):
+    if alone and averages_weights(update.run):
         return Finding(
             check="gradient",
             outcome="note",
@@ -271,7 +178,7 @@ def _not_reduced(training: Training, strange: Sequence[Update]) -> Finding:
             change="let the last backward pass of each update reduce: call the DDP module, and keep no_sync() to the "
             "passes before the last",
         )
-    if update.processes > 1 and not _same(update.applied):
+    if update.processes > 1 and not alike(update.applied):
         return Finding(
             check="gradient",
             outcome="FAIL",
@@ -291,8 +198,8 @@ def _not_reduced(training: Training, strange: Sequence[Update]) -> Finding:
     )
 
 
-def _averages_weights(run: Run) -> bool:
-    """Whether ranks' weights differ and come together again: local SGD."""
+def averages_weights(run: Run) -> bool:
+    """Whether a run is local SGD: weights that differ between ranks and are averaged now and then."""
     apart = False
     for _, steps in run.whole():
         index = next(iter(steps[0]["group_of"]))
@@ -303,11 +210,6 @@ def _averages_weights(run: Run) -> bool:
             return True
         apart = apart or not equal
     return False
-
-
-def averages_weights(run: Run) -> bool:
-    """Whether a run is local SGD: weights that differ between ranks and are averaged now and then."""
-    return _averages_weights(run)
 
 
 def _unread(training: Training, updates: Sequence[Update]) -> Finding:
@@ -332,7 +234,7 @@ def _unread(training: Training, updates: Sequence[Update]) -> Finding:
 
 def _follows(training: Training, update: Update, one: Law) -> Finding:
     factor = one.factor(update)
-    loss_side = _by_processes(update) or close(update.ratio * update.processes * update.scaling, 1.0, 2e-3)
+    loss_side = by_processes(update) or close(update.ratio * update.processes * update.scaling, 1.0, 2e-3)
     backward, step = update.shares[0].backwards[-1], update.step
     processes = numbers(sorted({run.processes for run in training.runs}))
     if factor > 1:
@@ -362,169 +264,4 @@ def _follows(training: Training, update: Update, one: Law) -> Finding:
         + ("it is in the loss" if loss_side else "it is in the reduction"),
         effect=effect,
         change=change,
-    )
-
-
-def accumulation(training: Training) -> Finding:
-    """Does an update of several batches weigh each of their samples alike, and lose none?"""
-    found = usable(training)
-    lost = _dropped(training) or _again(training)
-    if lost is not None:
-        return lost
-    crossing = [update for update in found if spans(update)]
-    if crossing and not all(_weighs_one(update) for update in crossing):
-        update = crossing[0]
-        return Finding(
-            check="accumulation",
-            outcome="FAIL",
-            says=f"update {update.number} holds {update.window} batches of two epochs",
-            place=training.place(update.step),
-            expected="the last window of an epoch is applied in it, divided by what it holds",
-            found=f"its gradients stay until the next epoch's first update, of {update.window} batches on a rank, "
-            f"whose mean then weighs {(update.scales or [0.0])[0]:.3g} instead of 1",
-            effect="one update an epoch is too large, and made with weights that are gone",
-            change="step also after an epoch's last batch, and divide by the batches of that window",
-            known=("mlx-lm#1413",),
-        )
-    many = [update for update in found if update.window > 1]
-    if not many:
-        return Finding(check="accumulation", outcome="--", says="one batch an update")
-    many = [update for update in many if update.reduced and update.scales is not None]
-    if not many:
-        return Finding(check="accumulation", outcome="--", says="the loss could not be read")
-    return _divided(training, many, [update for update in found if update.reduced and not spans(update)])
-
-
-def _weighs_one(update: Update) -> bool:
-    return update.scales is not None and close(update.scales[0], 1.0, 2e-3)
-
-
-def _dropped(training: Training) -> Finding | None:
-    """Batches whose gradients nothing has applied."""
-    for run in training.runs:
-        rank = run.first
-        applied = {number for step in rank.steps for part in step["from"].values() for number in part}
-        finite = {event["n"] for event in rank.backwards if event.get("loss") is None or numpy.isfinite(event["loss"])}
-        thrown = []
-        for event in rank.backwards:
-            for numbers_ in event.get("dropped", {}).values():
-                thrown += [number for number in numbers_ if number not in applied and number in finite]
-        if not applied:
-            continue
-        skipped = {event["n"] for event in rank.of("scaler") if event["what"] == "skipped"}
-        used = {rank.events[number].get("batch") for number in applied if number >= 0}  # SAM looks twice, LBFGS often
-        thrown = [n for n in thrown if rank.events[n].get("batch") not in used and not rank.events[n].get("closure")]
-        lost = sorted(set(thrown))
-        lost = [number for number in lost if not _somewhere_not_finite(run, rank.ordinal(number))]
-        if lost and not skipped:
-            event = rank.events[lost[0]]
-            return Finding(
-                check="accumulation",
-                outcome="FAIL",
-                says=f"the gradients of {len(lost)} of {len(rank.backwards)} backward passes are thrown away",
-                place=training.place(event),
-                expected="every batch of an epoch enters an update",
-                found=f"with {run.processes} processes, {count(len(lost), 'batch')} of rank "
-                "0 had a backward pass, and then the gradients were emptied without an update",
-                effect="these samples are read and computed for nothing, each epoch others",
-                change="step also after an epoch's last batch, and divide by the batches of that window",
-                known=("mlx-lm#1544",),
-            )
-    return None
-
-
-def _again(training: Training) -> Finding | None:
-    """Batches that are applied in one update after another: their gradients are never emptied."""
-    for run in training.runs:
-        rank = run.first
-        before: dict[int, dict[str, list[int]]] = {}
-        for step in rank.steps:
-            last = before.get(step["optimizer"], {})
-            twice = [index for index, part in step["from"].items() if set(part) & set(last.get(index, ()))]
-            if twice:
-                return Finding(
-                    check="accumulation",
-                    outcome="FAIL",
-                    says="gradients are applied again and again: they are not emptied after an update",
-                    place=training.place(step),
-                    expected="each batch enters one update",
-                    found=f"at update {rank.steps.index(step)} with {run.processes} processes the gradients hold "
-                    f"{len(step['from'][twice[0]])} backward passes, and some were applied before",
-                    effect="a sum over all batches since the last zero_grad, as if by a momentum of 1, at weights that "
-                    "are gone",
-                    change="optimizer.zero_grad() before each update's first backward pass",
-                )
-            before[step["optimizer"]] = step["from"]
-    return None
-
-
-def _somewhere_not_finite(run: Run, ordinal: int) -> bool:
-    """Whether any rank's loss in the same backward pass was not a number."""
-    for rank in run.ranks:
-        if ordinal < len(rank.backwards):
-            loss = rank.backwards[ordinal].get("loss")
-            if loss is not None and not numpy.isfinite(loss):
-                return True
-    return False
-
-
-def _divided(training: Training, many: Sequence[Update], whole: Sequence[Update]) -> Finding:
-    one = law(training, whole)
-    last = many[0]
-    windows = sorted({update.window for update in many})
-    if one is not None and one.kind == "batches" and close(one.constant * max(windows), 1.0, 2e-3):
-        return Finding(
-            check="accumulation",
-            outcome="ok",
-            says=f"{numbers(windows)} batches an update, divided by {max(windows)}: an incomplete window moves less",
-        )
-    if one is not None and one.kind == "batches" and close(one.constant * max(windows) ** 2, 1.0, 2e-3):
-        over = False
-    elif one is not None and one.kind == "batches":
-        over = one.factor(last) > 1
-    elif one is not None and one.kind == "one" and not close(one.constant, 1.0, 2e-3) and len(windows) == 1:
-        divided = _divisions(last)
-        if divided == 1:
-            return _fine(last, windows, one.constant)
-        over = divided == 0
-        if divided == 0 and one.constant < last.window / 2:
-            return _fine(last, windows, one.constant)
-    elif one is not None and one.kind in ("processes", "scale", "samples"):
-        return Finding(
-            check="accumulation", outcome="ok", says=f"{numbers(windows)} batches an update, all weigh alike"
-        )
-    else:
-        return _fine(last, windows, 1.0 if one is None else one.constant)
-    found = (last.scales or [0.0])[0]
-    return Finding(
-        check="accumulation",
-        outcome="FAIL",
-        says=f"{times(found)}: "
-        + ("not divided by" if over else "divided twice by")
-        + f" the {last.window} batches of an update",
-        place=training.place(last.shares[0].backwards[-1]),
-        expected=f"the mean over {last.window} batches: each loss divided by {last.window}, once",
-        found=f"the gradient of that mean, {times(found)}",
-        effect=f"the rate acts as if it were {times(found)}; clipping and weight decay see another gradient",
-        change=f"divide the loss by {last.window}, the batches of the window"
-        if over
-        else "divide by hand or let the framework do it: one of them",
-        known=("axolotl#1100",) if over else (),
-    )
-
-
-def _divisions(update: Update) -> int:
-    """How often the loss or the gradient was divided by the number of batches of the update."""
-    terms = update.shares[0].terms or [[]]
-    wanted = 1 / update.window
-    inside = sum(close(constant, wanted, 1e-4) for constant in terms[0][0].constants) if terms[0] else 0
-    return inside + int(close(update.ratio * update.processes * update.scaling, wanted, 2e-3))
-
-
-def _fine(update: Update, windows: Sequence[int], constant: float) -> Finding:
-    factor = "" if close(constant, 1.0, 2e-3) else f", {times(constant)} in the loss"
-    return Finding(
-        check="accumulation",
-        outcome="ok",
-        says=f"{numbers(windows)} batches an update, {count(update.samples, 'sample')}, divided once{factor}",
     )

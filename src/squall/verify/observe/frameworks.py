@@ -65,7 +65,7 @@ def _fsdp2(module: ModuleType, recorder: Recorder, parameters: Parameters) -> No
 
 def _as_many_as_ranks(module: ModuleType, recorder: Recorder) -> None:
     """`devices="auto"` is one CPU for Lightning, and would be P GPUs: here it is as many as there are ranks."""
-    module.CPUAccelerator.auto_device_count = staticmethod(lambda: recorder.processes)  # type: ignore[attr-defined]
+    module.CPUAccelerator.auto_device_count = staticmethod(lambda: recorder.processes)
 
 
 def _used(kind: Any, framework: str, recorder: Recorder) -> None:
