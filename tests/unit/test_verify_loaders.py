@@ -425,3 +425,27 @@ def test_means_of_every_kind_are_taken(watched: Observed) -> None:
     assert watched.exchanges._means == []
     mean = float(torch.tensor([1.0, 3.0]).mean())
     assert watched.exchanges._means == [mean] == [2.0]
+
+
+class Named(nn.Module):
+    """Is called by name, as networks of transformers are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+
+    def forward(self, *, mask: torch.Tensor, values: torch.Tensor) -> Any:
+        return self.layer(values * mask)
+
+
+def test_a_batch_is_known_by_what_a_network_is_called_with_by_name(tmp_path: Path) -> None:
+    data = TensorDataset(torch.ones(8, 1), torch.arange(8.0)[:, None])
+    with observed(tmp_path) as observer:
+        model = Named()
+        ahead = list(DataLoader(data, batch_size=2))  # all are read before the first is used
+        for mask, values in ahead:
+            model(mask=mask, values=values)
+    batches = observer.events("batch")
+    calls = observer.events("forward")
+    assert [call["batch"] for call in calls] == [batch["n"] for batch in batches]
+    assert len({call["input"] for call in calls}) == 4  # the first of them, the mask, is the same in all

@@ -29,13 +29,16 @@ def clipping(training: Training) -> Finding:
             return _before_reduction(training, update, clip)
         if update.scaling != 1.0 and not unscaled(update.shares[0].rank, update, before=clip):
             return _scaled(training, update, clip)
-    acted = sum(_acted(update) for update in clipped)
+    finite = [update for update in clipped if update.finite]
+    if not finite:
+        return Finding(check="clipping", outcome="--", says="no update with finite gradients")
+    acted = sum(_acted(update) for update in finite)
     limit = clipped[0].shares[0].clip
     assert limit is not None
     return Finding(
         check="clipping",
         outcome="ok",
-        says=f"to {limit['limit']:g}, of the reduced gradient; it acted in {acted} of {count(len(clipped), 'update')}",
+        says=f"to {limit['limit']:g}, of the reduced gradient; it acted in {acted} of {count(len(finite), 'update')}",
     )
 
 

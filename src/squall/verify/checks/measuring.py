@@ -93,7 +93,8 @@ def evaluation(training: Training) -> Finding:
     noted: Finding | None = None
     for run in training.runs:
         for one in evaluations(run):
-            last = one
+            if last is None or one.together.size >= last.together.size:  # not the few that a second pass adds
+                last = one
             finding = _judge(training, one)
             if finding is not None and finding.outcome == "FAIL":
                 return finding
@@ -117,6 +118,13 @@ def _all_by_each(one: Measured) -> bool:
 
 def _judge(training: Training, one: Measured) -> Finding | None:
     together = one.together
+    if together.split_apart:
+        return Finding(
+            check="evaluation",
+            outcome="note",
+            says="each rank holds out samples of its own: see epoch coverage",
+            place=training.place(one.first),
+        )
     if len(one.passes) == 1 or _all_by_each(one):
         return _missing(training, one) if together.missing and not _elsewhere(one) else None
     if together.repeated and not together.missing:
@@ -174,7 +182,8 @@ def _padded(training: Training, one: Measured) -> Finding | None:
         return Finding(
             check="evaluation",
             outcome="note",
-            says=f"{counted} of {size} samples with {one.run.processes} processes: {together.repeated} twice; {what}",
+            says=f"{counted:,} of {size:,} samples with {one.run.processes} processes: {together.repeated:,} twice; "
+            f"{what}",
             place=place,
         )
     change = (
@@ -185,10 +194,11 @@ def _padded(training: Training, one: Measured) -> Finding | None:
     return Finding(
         check="evaluation",
         outcome="FAIL",
-        says=f"{counted} samples are counted of {size}, with {one.run.processes} processes: {together.repeated} twice",
+        says=f"{counted:,} samples are counted of {size:,}, with {one.run.processes} processes: "
+        f"{together.repeated:,} twice",
         place=place,
-        expected=f"each of {size} samples once",
-        found=f"{together.sampler} adds {together.repeated} to give all ranks as many, and nothing takes them away",
+        expected=f"each of {size:,} samples once",
+        found=f"{together.sampler} adds {together.repeated:,} to give all ranks as many, and nothing takes them away",
         effect="the result changes with the number of processes; with a small set by whole tenths of a per cent",
         change=change,
         known=("pytorch#25162",),
@@ -198,7 +208,7 @@ def _padded(training: Training, one: Measured) -> Finding | None:
 def _missing(training: Training, one: Measured) -> Finding:
     together = one.together
     dropped = bool(one.first["drop_last"]) or bool(one.first["sampler"].get("drop_last"))
-    says = f"{together.missing} of {together.size} samples are not measured, with {one.run.processes} processes"
+    says = f"{together.missing:,} of {together.size:,} samples are not measured, with {one.run.processes} processes"
     if dropped:
         return Finding(
             check="evaluation",
@@ -211,8 +221,8 @@ def _missing(training: Training, one: Measured) -> Finding:
         outcome="FAIL",
         says=says,
         place=training.place(one.first),
-        expected=f"each of {together.size} samples once",
-        found=f"the shares of {len(one.passes)} ranks leave {together.missing} out",
+        expected=f"each of {together.size:,} samples once",
+        found=f"the shares of {len(one.passes)} ranks leave {together.missing:,} out",
         effect="the result is that of another set, and changes with the number of processes",
         change="give each rank dataset[rank::world], and add up sums and counts",
     )

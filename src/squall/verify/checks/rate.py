@@ -258,7 +258,7 @@ def _fine(training: Training) -> Finding:
         return Finding(check="rate", outcome="--", says="no update")
     last = len(rates) - 1
     if len(set(rates)) == 1:
-        said = f"{rates[0]:.3g} in all {len(rates)} updates"
+        said = f"{rates[0]:.3g} in " + (f"all {len(rates)} updates" if last else "the only update")
     else:
         said = f"from {rates[0]:.3g} to {rates[-1]:.3g} in updates 0 .. {last}"
         low, high = min(rates), max(rates)

@@ -22,6 +22,13 @@ def determinism(training: Training) -> Finding:
         same = all(numpy.array_equal(a, b) for a, b in zip(before.orders, after.orders, strict=True))
         if same:
             continue
+        if before.split_apart:
+            return Finding(
+                check="determinism",
+                outcome="note",
+                says=f"{said} split the data set differently: see epoch coverage",
+                place=training.place(before.events[0]),
+            )
         if before.run.processes > 1 and before.missing and before.repeated > before.run.processes * 2:
             return Finding(
                 check="determinism",

@@ -6,10 +6,13 @@ import functools
 import importlib
 import importlib.abc
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
+
+import torch
 
 from squall.verify.observe.loaders import Loaders
 from squall.verify.observe.ours import Ours
@@ -83,6 +86,8 @@ def _used(kind: Any, framework: str, recorder: Recorder) -> None:
 
 
 def _accelerate(module: ModuleType, recorder: Recorder) -> None:
+    if not torch.accelerator.is_available():  # `Accelerator()` trains alone on a CPU, and would take P GPUs
+        os.environ.setdefault("ACCELERATE_USE_CPU", "true")
     _used(module.Accelerator, "Accelerate", recorder)
     for name in ("gather", "gather_for_metrics", "reduce"):
         call = getattr(module.Accelerator, name)

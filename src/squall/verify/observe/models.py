@@ -7,6 +7,7 @@ after DDP has broadcast them.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Any
 
@@ -63,7 +64,7 @@ class Models:
             return
         self._depth += 1
         if self._depth == 1:
-            self._outermost(module, inputs)
+            self._outermost(module, inputs, _by_name())
         elif self._depth == 2 and self._open is not None and isinstance(self._open_model, DistributedDataParallel):
             self._statistics(module)  # DDP has broadcast them by now
 
@@ -74,7 +75,7 @@ class Models:
         if self._depth == 0:
             self._open = None
 
-    def _outermost(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def _outermost(self, module: nn.Module, inputs: tuple[Any, ...], named: tuple[Any, ...]) -> None:
         first = next(module.parameters(), None)
         if first is None or not _is_real(first) or isinstance(module, nn.modules.loss._Loss):
             return
@@ -85,7 +86,7 @@ class Models:
         number = self.index(module)
         if torch.is_grad_enabled():
             self._names(module, number)  # layers may have come, or been frozen or freed
-        tensors = [leaf for one in inputs for leaf in leaves(one)]
+        tensors = [leaf for one in (*inputs, *named) for leaf in leaves(one)]
         batch = self.loaders.source(tensors)
         sub = list(module.modules())
         inner = module.module if isinstance(module, DistributedDataParallel) else module
@@ -108,7 +109,7 @@ class Models:
             ][:100],
             sync_norms=sum(isinstance(one, nn.SyncBatchNorm) for one in sub),
             stream=streams.torch_state(),
-            input=_fingerprint(tensors),
+            input=_fingerprint(tensors, every=not inputs),
             where=where(),
         )
         if not isinstance(module, DistributedDataParallel):
@@ -139,14 +140,25 @@ class Models:
         event["buffers"] = names
 
 
+def _by_name() -> tuple[Any, ...]:
+    """What a network is called with by name, in torch's own call of the hooks: hooks for all modules are not told."""
+    frame = sys._getframe(2)
+    given = frame.f_locals.get("kwargs") if frame.f_code.co_filename == nn.modules.module.__file__ else None
+    return tuple(given.values()) if isinstance(given, dict) else ()
+
+
 def _is_real(tensor: Tensor) -> bool:
     """Whether a tensor has numbers: not one of a network that only measures itself."""
     return tensor.device.type != "meta" and not isinstance(tensor, FakeTensor)
 
 
-def _fingerprint(tensors: list[Tensor]) -> int | None:
-    """A hash of the first tensor that a network is called with."""
-    for tensor in tensors:
-        if tensor.numel() > 1 and tensor.device.type == "cpu" and not hasattr(tensor, "to_local"):
-            return streams.content(tensor) or None
-    return None
+def _fingerprint(tensors: list[Tensor], *, every: bool) -> int | None:
+    """A hash of the first tensor that a network is called with, or of `every` one, where names tell no first."""
+    found = [
+        streams.content(tensor)
+        for tensor in tensors
+        if tensor.numel() > 1 and tensor.device.type == "cpu" and not hasattr(tensor, "to_local")
+    ]
+    if not found:
+        return None
+    return (hash(tuple(found)) if every and len(found) > 1 else found[0]) or None
