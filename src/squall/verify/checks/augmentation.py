@@ -82,7 +82,11 @@ def _shared(training: Training, run: Run, rows: Array, column: int) -> Finding |
         who = "ranks share their random numbers"
         found = f"rank {one[_RANK]}'s sample {one[_INDEX]} and rank {other[_RANK]}'s sample {other[_INDEX]}"
         effect = f"a minibatch holds each gain, flip or noise {run.processes} times: 1/{run.processes} of the variety"
+        if len(pairs) < 0.9 * len(rows) * (1 - 1 / run.processes):
+            effect = f"{len(pairs) / len(rows):.0%} of the gains, flips or noises are copies of another's"
         change = "seed what the data set draws from with the rank in it (seed + rank), or by (seed, epoch, index)"
+        if "Accelerate" in run.first.about.get("frameworks", ()):
+            change = "set_seed(seed, device_specific=True) before the loaders are read: ranks draw other numbers"
     elif one[_WORKER] != other[_WORKER]:
         who = "loader processes share their random numbers"
         found = f"sample {one[_INDEX]} in loader process {one[_WORKER]} and sample {other[_INDEX]} in {other[_WORKER]}"

@@ -278,7 +278,7 @@ def _differs(training: Training, run: Run, place: int, step: Event, index: int, 
         expected="the same weights on all ranks, always",
         found=f"with {run.processes} processes {name} differs "
         + ("before the first update: nobody broadcast it" if begin else f"before update {place}, and was equal before"),
-        effect="gradients of different networks are averaged; the one that is saved was never trained as such",
+        effect="the ranks compute with different networks, of which one is saved",
         change="seed all ranks alike before the network is made, or broadcast rank 0's weights (DDP does)"
         if begin
         else "look at what that update did on one rank and not on the others",

@@ -132,7 +132,9 @@ def coverage(training: Training) -> Finding:
                 )
             if _own_shards(one):
                 return Finding(
-                    check="epoch coverage", outcome="note", says="each rank has data of its own; nobody deals it out"
+                    check="epoch coverage",
+                    outcome="note",
+                    says="each rank has data of its own: the same indices are other samples",
                 )
             if not _is_padding(one):
                 return _uncovered(training, one)
