@@ -114,7 +114,7 @@ def _hung(name: str, ended: Ended, limit_s: float, observed: bool) -> Trouble:
         rows.append(
             (f"rank {rank.rank}", f"{at} {at.text}" + (f"   ({inner})" if inner else "") if at else "not known")
         )
-    says = "made updates until its time was over, and no whole epochs" if observed else "made no update"
+    says = "made updates, and did not come to the end" if observed else "did not come to the end of the observed epochs"
     rows.append(("found", f"in {limit_s:g} s it {says}"))
     rows.append(("to do", "--limit for more time, --steps for fewer updates; or look at the line above"))
     return Trouble(
