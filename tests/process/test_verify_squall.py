@@ -13,7 +13,7 @@ from tests.verify.corpus.index import FOLDER
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PROCESSES = (1, 2, 3, 4)
-SHORT = ["epochs=2", "data.train_limit=1003", "data.test_limit=203", "data.val_samples=101"]
+SHORT = ["epochs=2", "data.train_limit=603", "data.test_limit=203", "data.val_samples=101"]
 OURS = {
     "recipe: digits": ("digits", ["epochs=2"]),
     "recipe: cifar10": ("cifar10", [*SHORT, "precision=fp32", "model.width=8", "--data={data}"]),
