@@ -75,11 +75,6 @@ class Program:
                 names.add(node.module.partition(".")[0])
         return [name for name in _HEAVY if name in names]
 
-    @property
-    def names_folder(self) -> bool:
-        """Whether the arguments say where checkpoints go."""
-        return not self.is_script or any(FOLDER in argument for argument in self.arguments)
-
     def options(self, folder: Path, *, often: bool = False) -> dict[str, Any]:
         """What a rank is told to run, from the beginning.
 

@@ -178,8 +178,6 @@ def _too_often(training: Training, schedule: Schedule, processes: int) -> Findin
     often = round(schedule.an_update)
     if often < 2 or schedule.ends_at(len(schedule.steps)) or schedule.horizon is None:
         return None
-    if not schedule.whole and not schedule.ends_at(schedule.horizon["end"]):
-        return None
     ends = schedule.horizon["end"]
     if not schedule.horizon["smooth"]:
         return None

@@ -47,7 +47,6 @@ class Loaders:
         self._iterator: Any = None  # over a loader without an order
         self._rounds = -1
         self._items: list[list[int]] = []
-        self._items_of: int | None = None
 
     def root(self, dataset: Any) -> tuple[Any, int]:
         """The data set below all subsets, and its number."""
