@@ -214,7 +214,7 @@ def becomes_a_daemon(folder, rank):
         os.write(writer, str(os.getpid()).encode())
         os.closerange(0, 256)
         while True:
-            time.sleep(600)
+            time.sleep(600)  # never ends by itself: the stage must end it
     return [int(os.read(reader, 32))]
 
 
@@ -226,7 +226,7 @@ def starts_a_family(folder, rank):
             os.fork()
         os.write(writer, f"{os.getpid()}\n".encode())
         while True:
-            time.sleep(600)
+            time.sleep(600)  # never ends by itself: the stage must end it
     told = b""
     while told.count(b"\n") < 32:
         told += os.read(reader, 4096)

@@ -30,7 +30,7 @@ def misbehave(how: str, rank: int) -> None:
         os.setsid()
         if os.fork():
             os._exit(0)
-        time.sleep(600)
+        time.sleep(600)  # a daemon that never ends: somebody must end it
         os._exit(0)
     if how == "child":
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
