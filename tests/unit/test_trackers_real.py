@@ -149,8 +149,8 @@ def test_wandb_offline_keeps_a_run_in_its_folder_and_calls_nobody(
     said: list[str] = []
     identities = set()
     for start in (0, 20):
-        second = int(time.time())
         sink = made("wandb", tmp_path / "run", said, start_step=start)
+        second = int(time.time())
         train(sink, start, start + 20)
         finish(sink)
         while int(time.time()) == second:  # it names its folder by the second; a session of ours takes longer
