@@ -173,11 +173,23 @@ def test_a_change_keeps_its_own_indentation_and_loses_what_its_lines_share() -> 
     assert words.edits(()) == []
 
 
-def test_a_sentence_and_the_lines_of_a_change_are_both_shown() -> None:
-    both = dataclasses.replace(ONE_FAULT.fails[0], change="tell the sampler which epoch it is")
-    shown = text(dataclasses.replace(ONE_FAULT, findings=(both,)))
-    assert "  change    tell the sampler which epoch it is\n            41   for epoch" in shown
-    assert shown.count("change") == 1
+def test_the_lines_of_a_change_stand_in_place_of_its_sentence() -> None:
+    fault = dataclasses.replace(ONE_FAULT.fails[0], change="tell the sampler which epoch it is")
+    shown = text(dataclasses.replace(ONE_FAULT, findings=(fault,)))
+    assert "  change    41   for epoch" in shown
+    assert "tell the sampler" not in shown
+    shown = text(dataclasses.replace(ONE_FAULT, findings=(dataclasses.replace(fault, edits=()),)))
+    assert "  change    tell the sampler which epoch it is\n" in shown
+
+
+def test_the_line_of_a_fault_is_not_shown_twice() -> None:
+    fault = ONE_FAULT.fails[0]
+    elsewhere = Place(path="my_script.py", line=42, text="for batch in loader:")
+    shown = text(dataclasses.replace(ONE_FAULT, findings=(dataclasses.replace(fault, place=elsewhere),)))
+    assert "  line      for batch in loader:\n" in shown
+    there = Place(path="my_script.py", line=41, text="for epoch in range(epochs):")
+    shown = text(dataclasses.replace(ONE_FAULT, findings=(dataclasses.replace(fault, place=there),)))
+    assert shown.count("for epoch in range(epochs):") == 1
 
 
 def test_the_stories_alone_leave_out_what_may_fail() -> None:

@@ -46,7 +46,7 @@ class Finding:
         says: the line of the table, without the name: numbers, not adjectives.
         place: the line of the user's code that it is about.
         expected, found, effect: the story of a FAIL, one sentence each; `effect` is how much it matters in practice.
-        change: what to do: a sentence, or `edits` where the lines are known.
+        change: what to do, a sentence; `edits`: the same as lines of the user's file, where they are known.
         known: where it is described: papers, and threads as repository#number.
     """
 

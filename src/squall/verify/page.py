@@ -128,7 +128,7 @@ def _check(finding: Finding) -> Html:
     where = [("where", code(words.plain(finding.place)))] if finding.place else []
     rows = [(label, code(said) if label == "line" else said) for label, said in words.story(finding)]
     if finding.edits:
-        rows.append(("" if finding.change else "change", _edits(finding.edits)))
+        rows.append(("change", _edits(finding.edits)))
     if finding.known:
         rows.append(("known", words.sources(finding.known)))
     return Html(

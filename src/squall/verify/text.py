@@ -109,7 +109,7 @@ def _story(finding: Finding, width: int, paint: Paint = lambda _, word: word) ->
     lines = [f"{paint('FAIL', 'FAIL')}{head[4:]}{' ' * space}{place}".rstrip()]
     for label, said in words.story(finding):
         lines += _hanging(f"  {label:<{_LABEL}}  ", said, width)
-    label = "" if finding.change else "change"
+    label = "change"
     for mark, number, code in words.edits(finding.edits):
         lines.append(f"  {label:<{_LABEL}}{mark} {number}   {code}".rstrip())
         label = ""

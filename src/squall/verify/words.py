@@ -84,10 +84,12 @@ def tally(verdict: Verdict) -> str:
 
 
 def story(finding: Finding) -> list[Row]:
-    """A finding's sentences with their labels; its edits stand in `edits` and its sources in `sources`."""
-    line = finding.place.text.strip() if finding.place and not finding.edits else ""
+    """A finding's sentences with their labels; where it has edits they say what to change, and `edits` gives them."""
+    line = finding.place.text.strip() if finding.place else ""
+    line = "" if line in [edit.text.strip() for edit in finding.edits] else line
     rows = [("line", line), ("expected", finding.expected), ("found", finding.found), ("effect", finding.effect)]
-    return [(label, plain(text)) for label, text in [*rows, ("change", finding.change)] if text]
+    rows += [] if finding.edits else [("change", finding.change)]
+    return [(label, plain(text)) for label, text in rows if text]
 
 
 def edits(lines: Sequence[Edit]) -> list[CodeLine]:

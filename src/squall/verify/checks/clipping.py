@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy
 
+from squall.verify import edits
 from squall.verify.checks.training import Training, count
 from squall.verify.finding import Finding
 from squall.verify.trace import Array, Event, Rank
@@ -182,6 +183,7 @@ def _scaled(training: Training, update: Update, clip: Event) -> Finding:
         + (f" (norm {clip['norm']:.4g})" if clip.get("norm") is not None else ""),
         effect="every update is shortened to almost nothing, and by other factors whenever the scale changes",
         change="call scaler.unscale_(optimizer) before the clipping",
+        edits=edits.unscale(training.place(clip)),
         known=("PyTorch: automatic mixed precision examples, gradient clipping",),
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy
 
+from squall.verify import edits
 from squall.verify.checks.gradient import averages_weights
 from squall.verify.checks.training import Training, count
 from squall.verify.finding import Finding, Place
@@ -154,6 +155,7 @@ def _in_eval(training: Training, run: Run, event: Event, says: str) -> Finding:
         found=f"with {run.processes} processes a training step is made with the network in eval()",
         effect="no dropout there, and normalisation by frozen statistics: ranks train different networks",
         change="call model.train() at the start of each epoch, after every evaluation",
+        edits=edits.train_mode(training.place(event)),
     )
 
 

@@ -11,6 +11,7 @@ from functools import cached_property
 
 import numpy
 
+from squall.verify import edits
 from squall.verify.checks.training import Training, count
 from squall.verify.finding import Finding
 from squall.verify.trace import Array, Event, Rank, Run
@@ -328,11 +329,12 @@ def order(training: Training) -> Finding:
             place=training.place(first.events[0]),
         )
     distributed = first.sampler == "DistributedSampler"
+    place = training.place(first.events[0])
     return Finding(
         check="epoch order",
         outcome="FAIL",
         says=f"epoch 2 repeats epoch 1: {round(share * size):,} of {size:,} positions equal; by chance about 1",
-        place=training.place(first.events[0]),
+        place=place,
         expected="a new permutation in each epoch",
         found="DistributedSampler.set_epoch is never called, so each epoch has the order of epoch 0"
         if distributed
@@ -341,5 +343,6 @@ def order(training: Training) -> Finding:
         change="sampler.set_epoch(epoch) at the start of each epoch"
         if distributed
         else "let the order depend on the epoch",
+        edits=edits.set_epoch(place) if distributed else (),
         known=("pytorch#31771", "pytorch#31232") if distributed else (),
     )
