@@ -57,6 +57,7 @@ class Observed(Observer):
     def trace(self) -> Rank:
         """All of it, written and read back."""
         self.end("finished")
+        assert self.events("blind") == []
         return read(self.recorder.folder, self.recorder.processes).ranks[0]
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
-from squall.verify.observe.schedules import fresh, horizon
+from squall.verify.observe.horizons import fresh, horizon
 from tests.unit.observing import Observed, observed
 
 MOST = 200

@@ -13,7 +13,7 @@ import numpy
 from squall.verify.checks.law import Law, by_processes, law, spans, usable
 from squall.verify.checks.training import Training, count, numbers, times
 from squall.verify.finding import Finding
-from squall.verify.trace import Event, Run
+from squall.verify.trace import Array, Event, Run
 from squall.verify.update import TOLERANCE, Update, alike, close
 
 
@@ -86,6 +86,37 @@ def separate(training: Training) -> Finding | None:
             else "torch.distributed.init_process_group() where WORLD_SIZE is above 1, and DDP around the network",
         )
     return None
+
+
+def emptied(run: Run) -> Event | None:
+    """An update that came to nothing as the gradients had been emptied before it; None unless most are such.
+
+    Either none are left, and a later backward pass found that those of an earlier one were used by nobody, or they are
+    all zeros where the rank itself had computed others.
+    """
+    rank = run.first
+    unused: dict[int, set[int]] = {}  # by parameter: backward passes whose gradients nobody used
+    for backward in rank.backwards:
+        for index, numbers_ in backward.get("dropped", {}).items():
+            unused.setdefault(int(index), set()).update(numbers_)
+    before: dict[int, int] = {}
+    found: list[Event] = []
+    for step in rank.steps:
+        begin = before.get(step["optimizer"], -1)
+        before[step["optimizer"]] = step["n"]
+        if step["from"]:
+            own = [rank.array(step, f"local.{index}") for index in step["from"]]
+            given = [rank.array(step, f"grad.{index}") for index in step["from"]]
+            if _any(own) and not _any(given):
+                found.append(step)
+        elif any(begin < number < step["n"] for index in step["group_of"] for number in unused.get(int(index), ())):
+            found.append(step)
+    return found[0] if len(found) > 0.5 * len(rank.steps) else None
+
+
+def _any(arrays: Sequence[Array | None]) -> bool:
+    """Whether any number is not zero."""
+    return any(array is not None and bool(numpy.nan_to_num(array).any()) for array in arrays)
 
 
 def _foreign(training: Training) -> Finding | None:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy
 
-from squall.verify.checks.samples import Pass
-from squall.verify.checks.training import Training
+from squall.verify.checks.passes import Pass
+from squall.verify.checks.training import Training, count
 from squall.verify.finding import Finding
 from squall.verify.trace import Array, Event, Rank, Run
 
@@ -162,7 +162,7 @@ def _cut_by_hand(script: str) -> bool:
 
 def _padded(training: Training, one: Measured) -> Finding | None:
     together, size = one.together, one.together.size
-    counted = size + together.repeated
+    counted, processes = size + together.repeated, count(one.run.processes, "process")
     gathered = {event["what"] for events in one.told for event in events if event["event"] == "gathered"}
     exchanged = [event for events in one.told for event in events if event["event"] == "exchange"]
     place = training.place(one.first)
@@ -182,7 +182,7 @@ def _padded(training: Training, one: Measured) -> Finding | None:
         return Finding(
             check="evaluation",
             outcome="note",
-            says=f"{counted:,} of {size:,} samples with {one.run.processes} processes: {together.repeated:,} twice; "
+            says=f"{counted:,} of {size:,} samples with {processes}: {together.repeated:,} twice; "
             f"{what}",
             place=place,
         )
@@ -194,8 +194,7 @@ def _padded(training: Training, one: Measured) -> Finding | None:
     return Finding(
         check="evaluation",
         outcome="FAIL",
-        says=f"{counted:,} samples are counted of {size:,}, with {one.run.processes} processes: "
-        f"{together.repeated:,} twice",
+        says=f"{counted:,} samples are counted of {size:,}, with {processes}: {together.repeated:,} twice",
         place=place,
         expected=f"each of {size:,} samples once",
         found=f"{together.sampler} adds {together.repeated:,} to give all ranks as many, and nothing takes them away",
@@ -208,12 +207,13 @@ def _padded(training: Training, one: Measured) -> Finding | None:
 def _missing(training: Training, one: Measured) -> Finding:
     together = one.together
     dropped = bool(one.first["drop_last"]) or bool(one.first["sampler"].get("drop_last"))
-    says = f"{together.missing:,} of {together.size:,} samples are not measured, with {one.run.processes} processes"
-    if dropped:
+    processes = count(one.run.processes, "process")
+    says = f"{together.missing:,} of {together.size:,} samples are not measured, with {processes}"
+    if dropped or one.run.processes == 1:
         return Finding(
             check="evaluation",
             outcome="note",
-            says=f"{says}: the last batch is dropped",
+            says=f"{says}: " + ("the last batch is dropped" if dropped else f"{together.sampler} leaves them out"),
             place=training.place(one.first),
         )
     return Finding(
@@ -222,7 +222,7 @@ def _missing(training: Training, one: Measured) -> Finding:
         says=says,
         place=training.place(one.first),
         expected=f"each of {together.size:,} samples once",
-        found=f"the shares of {len(one.passes)} ranks leave {together.missing:,} out",
+        found=f"{together.missing:,} are in the share of no rank, of {len(one.passes)} that measure",
         effect="the result is that of another set, and changes with the number of processes",
         change="give each rank dataset[rank::world], and add up sums and counts",
     )
@@ -250,7 +250,7 @@ def _mean_of_means(training: Training, one: Measured) -> Finding | None:
                 says=f"a mean of the ranks' means over unequal shares: {', '.join(map(str, shares))} samples",
                 place=training.place(events[0]),
                 expected=f"the sum over all {one.together.size} samples, divided by their count",
-                found=f"with {one.run.processes} processes each rank's mean is added up; a sample of the smallest "
+                found=f"with {count(one.run.processes, 'process')} each rank's mean is added up; a sample of the smallest "
                 f"share weighs {max(shares) / min(shares):.3g} times one of the largest",
                 effect="the result changes with the number of processes, in the third digit and below",
                 change="all-reduce the sum and the count, and divide then",

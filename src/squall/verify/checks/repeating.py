@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy
 
-from squall.verify.checks.samples import training_passes
+from squall.verify.checks.passes import training_passes
 from squall.verify.checks.training import Training, count, numbers
 from squall.verify.finding import Finding
 from squall.verify.trace import Run

@@ -1,122 +1,19 @@
-"""Epoch coverage and order: is each sample read once an epoch, by some rank, and in a new order each time?
-
-The order of a whole pass is known from the loader's sampler, also where only some of its batches were run.
-"""
+"""Epoch coverage and order: is each sample read once an epoch, by some rank, and in a new order each time?"""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 
 import numpy
 
 from squall.verify import edits
+from squall.verify.checks.passes import Pass, training_passes
 from squall.verify.checks.training import Training, count
 from squall.verify.finding import Finding
-from squall.verify.trace import Array, Event, Rank, Run
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One pass over a data set as all ranks made it."""
-
-    run: Run
-    events: Sequence[Event]
-
-    @property
-    def size(self) -> int:
-        """Of the data set, or of the part of it that is dealt out."""
-        return int(self.events[0]["size"]) if self.held is None else len(self.held)
-
-    @cached_property
-    def parts(self) -> list[Array] | None:
-        """What each rank's loader can read at all, where it is a part of a data set; None where it is all of it."""
-        found = [rank.array(event, "held") for rank, event in zip(self.run.ranks, self.events, strict=True)]
-        some = [part for part in found if part is not None]
-        return some if len(some) == len(found) else None
-
-    @cached_property
-    def held(self) -> Array | None:
-        """The part that is dealt out: the same on all ranks (a split), or all ranks' shares of one. None: all of it.
-
-        Shares that leave out less than a batch on all ranks are shares of the whole.
-        """
-        if self.parts is None:
-            return None
-        if all(numpy.array_equal(part, self.parts[0]) for part in self.parts[1:]):
-            return self.parts[0]
-        together = numpy.unique(numpy.concatenate(self.parts))
-        return together if int(self.events[0]["size"]) - len(together) >= self.rank_batches else None
-
-    @property
-    def split_apart(self) -> bool:
-        """Whether the ranks' parts are different and overlap: each has split the data set for itself."""
-        if self.parts is None or len(self.parts) < 2:
-            return False
-        same = all(numpy.array_equal(part, self.parts[0]) for part in self.parts[1:])
-        return not same and len(numpy.unique(numpy.concatenate(self.parts))) < sum(len(part) for part in self.parts)
-
-    @cached_property
-    def orders(self) -> list[Array]:
-        """The indices that each rank reads, in order."""
-        found = []
-        for rank, event in zip(self.run.ranks, self.events, strict=True):
-            array = rank.array(event, "indices")
-            found.append(array if array is not None else numpy.zeros(0, dtype=numpy.int64))
-        return found
-
-    @cached_property
-    def counts(self) -> Array:
-        """How often each index is read, by all ranks together."""
-        together = numpy.concatenate(self.orders)
-        whole = int(self.events[0]["size"])
-        inside: Array = together[(together >= 0) & (together < whole)]
-        counts = numpy.bincount(inside, minlength=whole)
-        return counts if self.held is None else counts[self.held]
-
-    @property
-    def missing(self) -> int:
-        """Samples that nobody reads."""
-        return int((self.counts == 0).sum())
-
-    @property
-    def repeated(self) -> int:
-        """Readings beyond the first of each sample."""
-        return int((self.counts[self.counts > 1] - 1).sum())
-
-    @property
-    def sampler(self) -> str:
-        """Its class."""
-        return str(self.events[0]["sampler"]["class"])
-
-    @property
-    def rank_batches(self) -> int:
-        """Samples of one batch on all ranks."""
-        return int(self.events[0].get("batch_size") or max(self.events[0]["sizes"], default=1)) * self.run.processes
-
-
-def training_passes(run: Run) -> list[Pass]:
-    """The passes over the data that is trained on most; those that all ranks began."""
-    data = run.first.training_data[:1]
-    return _together(run, [_trained(rank, data[0]) for rank in run.ranks]) if data else []
-
-
-def _trained(rank: Rank, data: int) -> list[Event]:
-    return [
-        event
-        for event in rank.passes(data, training=True)
-        if event["n"] < rank.observed and event["size"] > 0 and not event.get("endless")
-    ]
-
-
-def _together(run: Run, passes: Sequence[Sequence[Event]]) -> list[Pass]:
-    return [Pass(run, events) for events in zip(*passes, strict=False)]
 
 
 def coverage(training: Training) -> Finding:
     """Is each sample read once an epoch, by one rank?"""
     notes = []
+    chosen: Pass | None = None
     seen: list[Pass] = []
     for run in training.runs:
         for one in training_passes(run):
@@ -137,14 +34,26 @@ def coverage(training: Training) -> Finding:
                     outcome="note",
                     says="each rank has data of its own: the same indices are other samples",
                 )
-            if not _is_padding(one):
+            if _is_padding(one):
+                notes.append(one)
+            elif _is_chosen(training, one):
+                chosen = chosen or one
+            else:
                 return _uncovered(training, one)
-            notes.append(one)
     same = _same_inputs(training) or _read_again(training)
     if same is not None and not notes:
         return same
     if not seen:
         return Finding(check="epoch coverage", outcome="--", says="no DataLoader with known indices was trained from")
+    if chosen is not None:
+        return Finding(
+            check="epoch coverage",
+            outcome="note",
+            says=f"{chosen.sampler} reads {chosen.size - chosen.missing:,} of {chosen.size:,} samples in an epoch"
+            + (f", {chosen.repeated:,} of them again" if chosen.repeated else "")
+            + ", with any number of processes" * (chosen.run.processes > 1),
+            place=training.place(chosen.events[0]),
+        )
     if not notes:
         return Finding(check="epoch coverage", outcome="ok", says=f"each of {seen[0].size:,} samples once an epoch")
     worst = max(notes, key=lambda one: one.missing + one.repeated)
@@ -159,7 +68,8 @@ def coverage(training: Training) -> Finding:
     return Finding(
         check="epoch coverage",
         outcome="note",
-        says=f"{', '.join(said)} with {worst.run.processes} processes: {worst.sampler} {why} to give all ranks as many",
+        says=f"{', '.join(said)} with {count(worst.run.processes, 'process')}: {worst.sampler} {why} to give all ranks "
+        "as many",
     )
 
 
@@ -205,7 +115,7 @@ def _read_again(training: Training) -> Finding | None:
                 says=f"{again:,} of {len(counts):,} samples come {int(numpy.median(counts))} times in one pass",
                 place=place,
                 expected="each sample once, from one rank and one loader process",
-                found=f"with {run.processes} processes the iterable data set gives the same samples to several readers",
+                found=f"with {count(run.processes, 'process')} the iterable data set gives the same samples to several readers",
                 effect="an epoch is that many times longer than meant, and minibatches hold copies",
                 change="cut the iteration by rank and by get_worker_info().id",
             )
@@ -234,6 +144,17 @@ def _is_padding(one: Pass) -> bool:
     if processes > 1 and most >= one.size / 4:
         most = left = one.size // 4
     return one.repeated <= most and one.missing <= left
+
+
+def _is_chosen(training: Training, one: Pass) -> bool:
+    """Whether what is left out is the sampler's own choice: one process, or as much with any number of them."""
+    if one.run.processes == 1:
+        return True
+    others = [found[0] for run in training.runs if run is not one.run and (found := training_passes(run))]
+    return bool(others) and not any(
+        other.repeated or abs(other.missing - one.missing) >= max(one.run.processes, other.run.processes)
+        for other in (one, *others)
+    )
 
 
 def _split_apart(training: Training, one: Pass) -> Finding:
@@ -278,7 +199,7 @@ def _uncovered(training: Training, one: Pass) -> Finding:
     else:
         says = (
             f"{one.missing:,} of {one.size:,} samples are never seen in an epoch, {one.repeated:,} are seen again"
-            f", with {processes} processes"
+            f", with {count(processes, 'process')}"
         )
         found = f"the ranks' shares overlap: {one.sampler} cuts them from different orders"
         effect = "an epoch is a draw with replacement; other samples are missed each time, and coverage differs with "
@@ -292,6 +213,7 @@ def _uncovered(training: Training, one: Pass) -> Finding:
         found=found,
         effect=effect,
         change="DistributedSampler(dataset) with the same seed on all ranks, and set_epoch(epoch) in each epoch",
+        known=() if same or everything else ("LongLive#71",),
     )
 
 
@@ -328,7 +250,8 @@ def order(training: Training) -> Finding:
             says="samples come in the order in which they are stored, in every epoch",
             place=training.place(first.events[0]),
         )
-    distributed = first.sampler == "DistributedSampler"
+    epochs = [one.events[0]["sampler"].get("epoch") for one in fails[-1][:2]]
+    stale = first.sampler == "DistributedSampler" and epochs[0] == epochs[1]
     place = training.place(first.events[0])
     return Finding(
         check="epoch order",
@@ -336,13 +259,11 @@ def order(training: Training) -> Finding:
         says=f"epoch 2 repeats epoch 1: {round(share * size):,} of {size:,} positions equal; by chance about 1",
         place=place,
         expected="a new permutation in each epoch",
-        found="DistributedSampler.set_epoch is never called, so each epoch has the order of epoch 0"
-        if distributed
+        found=f"DistributedSampler's epoch is {epochs[0]} in both: set_epoch has not told it of the next"
+        if stale
         else f"{first.sampler} gives the same order in each epoch",
         effect="the same samples meet in every epoch; usually 0 to 1 points of accuracy, and never an error message",
-        change="sampler.set_epoch(epoch) at the start of each epoch"
-        if distributed
-        else "let the order depend on the epoch",
-        edits=edits.set_epoch(place) if distributed else (),
-        known=("pytorch#31771", "pytorch#31232") if distributed else (),
+        change="sampler.set_epoch(epoch) at the start of each epoch" if stale else "let the order depend on the epoch",
+        edits=edits.set_epoch(place) if stale else (),
+        known=("pytorch#31771", "pytorch#31232") if stale else (),
     )

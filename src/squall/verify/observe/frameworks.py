@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 
+from squall.verify.observe.blind import Guard
 from squall.verify.observe.loaders import Loaders
 from squall.verify.observe.ours import Ours
 from squall.verify.observe.parameters import Parameters
 from squall.verify.observe.recorder import Recorder, where
 
+_FSDP2 = "torch.distributed.fsdp._fully_shard"
 _CPU_ACCELERATORS = (
     "lightning.pytorch.accelerators.cpu",
     "lightning.fabric.accelerators.cpu",
@@ -35,10 +37,10 @@ def install(recorder: Recorder, parameters: Parameters, loaders: Loaders) -> Non
     _refuse_spawn(recorder)
     ours = Ours(recorder, parameters, loaders)
     _when_imported(
+        recorder,
         {
-            "torch.distributed.fsdp._fully_shard._fsdp_param_group": lambda module: _fsdp2(
-                module, recorder, parameters
-            ),
+            f"{_FSDP2}._fsdp_param_group": lambda module: _reductions(module, recorder, parameters),
+            f"{_FSDP2}._fsdp_param": lambda module: _gathered(module, parameters),
             "accelerate.accelerator": lambda module: _accelerate(module, recorder),
             "lightning.pytorch.trainer.trainer": lambda module: _used(module.Trainer, "Lightning", recorder),
             "pytorch_lightning.trainer.trainer": lambda module: _used(module.Trainer, "Lightning", recorder),
@@ -48,14 +50,15 @@ def install(recorder: Recorder, parameters: Parameters, loaders: Loaders) -> Non
             "squall.run.evaluate": ours.reading,
             "squall.data.batches": ours.samples,
             "squall.run.run": lambda module: _used(module.Run, "Squall", recorder),
-        }
+        },
     )
 
 
-def _fsdp2(module: ModuleType, recorder: Recorder, parameters: Parameters) -> None:
-    """FSDP2 takes the whole gradients of a group of layers, and scatters their sums."""
-    reduce = module.foreach_reduce
+def _reductions(module: ModuleType, recorder: Recorder, parameters: Parameters) -> None:
+    """FSDP2 takes the whole gradients of a group of layers, of one or of several backward passes, and scatters sums."""
+    reduce, post_backward = module.foreach_reduce, module.FSDPParamGroup.post_backward
 
+    @functools.wraps(reduce)
     def watched(shards: Any, gradients: Any, *args: Any, **named: Any) -> Any:
         if recorder.here and recorder.observing:
             for shard, gradient in zip(shards, gradients, strict=True):
@@ -63,7 +66,29 @@ def _fsdp2(module: ModuleType, recorder: Recorder, parameters: Parameters) -> No
         recorder.about["fsdp2"] = True
         return reduce(shards, gradients, *args, **named)
 
+    @functools.wraps(post_backward)
+    def ended(group: Any, *args: Any) -> Any:
+        if recorder.here and recorder.observing and not group.reduce_grads:
+            for one in group.fsdp_params:
+                if getattr(one, "_unsharded_param", None) is not None and one._unsharded_param.grad is not None:
+                    parameters.held_back(parameters.index(one.sharded_param))
+        return post_backward(group, *args)
+
     module.foreach_reduce = watched  # type: ignore[attr-defined]
+    module.FSDPParamGroup.post_backward = ended
+
+
+def _gathered(module: ModuleType, parameters: Parameters) -> None:
+    """While a layer of FSDP2 computes, its parameters are other tensors."""
+    gather = module.FSDPParam.to_unsharded
+
+    @functools.wraps(gather)
+    def watched(one: Any, *args: Any) -> Any:
+        result = gather(one, *args)
+        parameters.gathered(one._unsharded_param, one.sharded_param)
+        return result
+
+    module.FSDPParam.to_unsharded = watched
 
 
 def _as_many_as_ranks(module: ModuleType, recorder: Recorder) -> None:
@@ -115,18 +140,19 @@ def _refuse_spawn(recorder: Recorder) -> None:
         inner.spawn = inner.start_processes = refuse  # type: ignore[attr-defined]
 
 
-def _when_imported(todo: dict[str, Callable[[ModuleType], None]]) -> None:
+def _when_imported(recorder: Recorder, todo: dict[str, Callable[[ModuleType], None]]) -> None:
     for name in list(todo):
         if name in sys.modules:
-            todo.pop(name)(sys.modules[name])
-    sys.meta_path.insert(0, _Finder(todo))
+            with Guard(recorder, name):  # a version of it may lack what is looked for
+                todo.pop(name)(sys.modules[name])
+    sys.meta_path.insert(0, _Finder(recorder, todo))
 
 
 class _Finder(importlib.abc.MetaPathFinder):
     """Finds modules as ever, and does something to some of them once they are loaded."""
 
-    def __init__(self, todo: dict[str, Callable[[ModuleType], None]]) -> None:
-        self.todo = todo
+    def __init__(self, recorder: Recorder, todo: dict[str, Callable[[ModuleType], None]]) -> None:
+        self.recorder, self.todo = recorder, todo
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         """As the other finders do; a loader's last act is ours."""
@@ -140,7 +166,8 @@ class _Finder(importlib.abc.MetaPathFinder):
 
         def then(module: ModuleType) -> None:
             execute(module)
-            change(module)
+            with Guard(self.recorder, name):
+                change(module)
 
         spec.loader.exec_module = then  # type: ignore[method-assign]
         return spec

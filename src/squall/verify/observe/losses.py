@@ -70,10 +70,10 @@ def leave_packed() -> None:
 class Terms:
     """The terms of one loss; their factors are known once the backward pass has run."""
 
-    def __init__(self, loss: Tensor) -> None:
+    def __init__(self, loss: Any) -> None:
         self.terms: list[dict[str, Any]] = []
         self._handles: list[Any] = []
-        if loss.numel() != 1 or loss.grad_fn is None:
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.grad_fn is None:
             self.terms.append({"how": "opaque", "node": "no scalar", "factor": None})
             return
         _LOOK.open = True

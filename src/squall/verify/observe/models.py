@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from squall.verify.observe import streams
+from squall.verify.observe.blind import watching
 from squall.verify.observe.loaders import Loaders, leaves
 from squall.verify.observe.parameters import Parameters
 from squall.verify.observe.recorder import Recorder, elements, is_traced, positions, where
@@ -38,6 +39,7 @@ class Models:
         self.latest: dict[str, Any] | None = None  # the outermost call that was begun last
         self._depth = 0
         self._open: dict[str, Any] | None = None
+        self._open_model: nn.Module | None = None
 
     def install(self) -> None:
         """From now on every call of a network is noted."""
@@ -59,8 +61,9 @@ class Models:
         plain = model.module if isinstance(model, DistributedDataParallel) else model
         self.parameters.add_model(plain, f"model {number}: " if number else "")
 
+    @watching(None)
     def _before(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if not self.recorder.here or is_traced():
+        if is_traced() or not self.recorder.here or _is_recomputed():
             return
         self._depth += 1
         if self._depth == 1:
@@ -68,8 +71,9 @@ class Models:
         elif self._depth == 2 and self._open is not None and isinstance(self._open_model, DistributedDataParallel):
             self._statistics(module)  # DDP has broadcast them by now
 
+    @watching(None)
     def _after(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        if not self.recorder.here or is_traced():
+        if is_traced() or not self.recorder.here or _is_recomputed():
             return
         self._depth = max(0, self._depth - 1)
         if self._depth == 0:
@@ -142,9 +146,14 @@ class Models:
 
 def _by_name() -> tuple[Any, ...]:
     """What a network is called with by name, in torch's own call of the hooks: hooks for all modules are not told."""
-    frame = sys._getframe(2)
+    frame = sys._getframe(3)
     given = frame.f_locals.get("kwargs") if frame.f_code.co_filename == nn.modules.module.__file__ else None
     return tuple(given.values()) if isinstance(given, dict) else ()
+
+
+def _is_recomputed() -> bool:
+    """Whether a backward pass runs: what checkpointing computes again in it is no new call."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def _is_real(tensor: Tensor) -> bool:

@@ -85,6 +85,9 @@ class Order:
         length = streams.length(sampler)
         self._most = 4 * length + _BEYOND
         self.event = self.watched.begins(self)
+        listed = listed_by(sampler, self.watched.dataset)
+        if listed is not None:
+            recorder.keep(self.event, "listed", listed)
         if length < 0:
             self.event["endless"] = True  # until its end is seen
         else:
@@ -164,8 +167,37 @@ def _generators(sampler: Any) -> list[Any]:
     found: list[Any] = []
     for _ in range(_DEPTH):
         found += streams.held_by(sampler)
-        sampler = getattr(sampler, "sampler", getattr(sampler, "batch_sampler", None))
+        sampler = _within(sampler)
     return found
+
+
+def _within(sampler: Any) -> Any:
+    """The sampler that another one is made of; None for one that stands alone."""
+    for name in ("sampler", "batch_sampler"):
+        if hasattr(sampler, name):
+            return getattr(sampler, name)
+    return getattr(getattr(sampler, "dataset", None), "_sampler", None)  # Lightning's around one of the user's
+
+
+def listed_by(sampler: Any, dataset: Any) -> numpy.ndarray[Any, Any] | None:
+    """The places in the data set below all subsets that a sampler draws from, where it has a list of them: `indices`."""
+    for _ in range(_DEPTH):
+        indices = getattr(sampler, "__dict__", {}).get("indices")
+        if indices is not None:
+            with suppress(ValueError, TypeError, IndexError, RuntimeError):  # it is some other list
+                return _places(indices, dataset)
+            return None
+        sampler = _within(sampler)
+    return None
+
+
+def _places(indices: Any, dataset: Any) -> numpy.ndarray[Any, Any] | None:
+    found = numpy.asarray(indices)
+    if found.ndim != 1 or not numpy.issubdtype(found.dtype, numpy.integer):
+        return None
+    while isinstance(dataset, Subset):
+        found, dataset = numpy.asarray(dataset.indices)[found], dataset.dataset
+    return numpy.unique(found).astype(numpy.int64)
 
 
 def indices_of(batch: Any, batched: bool) -> list[Any]:

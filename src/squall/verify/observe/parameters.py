@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import unserializable_hook
 
+from squall.verify.observe.blind import watching
 from squall.verify.observe.recorder import Recorder, elements, positions
 
 _HASHED = 8  # parameters that tell whether weights have changed
@@ -36,13 +37,15 @@ class Parameters:
         self.recorder = recorder
         self.known: list[Tensor] = []
         self.names: dict[int, str] = {}
-        self._at: list[Tensor] = []
+        self._at: dict[int, Tensor] = {}
         self._index: dict[int, int] = {}
+        self._gathered: list[Tensor] = []  # forms of parameters that are spread over processes: kept, as are their ids
         self._hooked: set[int] = set()
         self._sums: dict[int, Array] = {}
         self._from: dict[int, list[int]] = {}
         self._used: set[int] = set()
         self._nonzero: dict[int, bool] = {}  # whether anything but zeros has arrived since
+        self._held_back: set[int] = set()
         self._windows = False  # whether a framework says where an update's window begins
         self._arrivals: dict[int, int] = {}
         self._updates: dict[int, int] = {}
@@ -54,8 +57,14 @@ class Parameters:
         if found is None:
             found = self._index[id(parameter)] = len(self.known)
             self.known.append(parameter)
-            self._at.append(positions(parameter.numel()))
         return found
+
+    @watching(None)
+    def gathered(self, whole: Tensor, spread: Tensor) -> None:
+        """A parameter that is spread over processes has been put together in another tensor: the same parameter."""
+        if id(whole) not in self._index:
+            self._gathered.append(whole)
+        self._index[id(whole)] = self.index(spread)
 
     def add_model(self, model: nn.Module, prefix: str = "") -> None:
         """Notes the parameters of a model under their names."""
@@ -66,7 +75,7 @@ class Parameters:
     def watch(self) -> None:
         """Puts hooks on those that came, or came to need gradients, since last time."""
         for index, parameter in enumerate(self.known):
-            if index not in self._hooked and parameter.requires_grad and parameter.is_leaf:
+            if index not in self._hooked and parameter.requires_grad and parameter.is_leaf and not is_lazy(parameter):
                 parameter.register_hook(self._arrival(index))  # type: ignore[no-untyped-call]
                 self._hooked.add(index)
 
@@ -78,15 +87,31 @@ class Parameters:
 
         return hook
 
+    @watching(None)
     def arrived(self, index: int, gradient: Tensor) -> None:
         """Adds what one backward pass of this rank has computed for a parameter."""
         self._arrivals[index] = self._arrivals.get(index, 0) + 1
-        if not self._windows:
+        if not self._windows and index not in self._held_back:
             self._look(index)
+        self._held_back.discard(index)
         if not self._nonzero.get(index):
             self._nonzero[index] = _any(gradient)
-        part = elements(gradient, self._at[index])
-        self._sums[index] = self._sums[index] + part if index in self._sums else part
+        part = self.elements(index, gradient)
+        if self.backward is not None and not numpy.isfinite(part).all():
+            self.backward["finite"] = False
+        before = self._sums.get(index)
+        self._sums[index] = part if before is None or before.shape != part.shape else before + part
+        self._contributed(index)
+
+    @watching(None)
+    def held_back(self, index: int) -> None:
+        """A backward pass has computed a gradient that a framework keeps to itself until a later one reduces both."""
+        if index not in self._held_back:
+            self._look(index)
+        self._held_back.add(index)
+        self._contributed(index)
+
+    def _contributed(self, index: int) -> None:
         number = self.backward["n"] if self.backward is not None else -1
         contributions = self._from.setdefault(index, [])
         if number not in contributions:
@@ -126,16 +151,19 @@ class Parameters:
         self._from[index] = []
         self._used.discard(index)
 
-    def use(self, indices: list[int]) -> dict[int, list[int]]:
-        """An optimiser has taken the gradients of these: the backward passes that each came from."""
+    def contributions(self, index: int) -> list[int]:
+        """The backward passes that its gradient came from."""
+        return list(self._from.get(index, []))
+
+    def use(self, indices: list[int]) -> None:
+        """An optimiser has applied the gradients of these."""
         self._used.update(indices)
         for index in indices:
             self._updates[index] = self._updates.get(index, 0) + 1
-        return {index: list(self._from.get(index, [])) for index in indices}
 
     def hashes(self) -> dict[str, int]:
         """Hashes of the largest parameters' kept elements, by number: other weights, another hash."""
-        plain = [index for index, one in enumerate(self.known) if one.requires_grad and not hasattr(one, "to_local")]
+        plain = [index for index, one in enumerate(self.known) if one.requires_grad and _is_plain(one)]
         largest = sorted(plain, key=lambda index: -self.known[index].numel())[:_HASHED]
         return {str(index): zlib.crc32(self.elements(index, self.known[index]).tobytes()) for index in largest}
 
@@ -145,20 +173,28 @@ class Parameters:
 
     def elements(self, index: int, tensor: Tensor) -> Array:
         """The kept elements of a tensor of this parameter's shape."""
-        return elements(tensor, self._at[index])
+        at = self._at.get(index)
+        if at is None or tensor.numel() <= int(at[-1:].sum()):  # a new one, or it has become smaller
+            at = self._at[index] = positions(tensor.numel())
+        return elements(tensor, at)
 
     def table(self) -> list[dict[str, Any]]:
         """Name, shape, whether it needs a gradient, and how often it got one and was updated, by number."""
         return [
             {
                 "name": self.names.get(index, f"parameter {index}"),
-                "shape": list(parameter.shape),
+                "shape": [] if is_lazy(parameter) else list(parameter.shape),
                 "trains": parameter.requires_grad,
                 "gradients": self._arrivals.get(index, 0),
                 "updates": self._updates.get(index, 0),
             }
             for index, parameter in enumerate(self.known)
         ]
+
+
+def _is_plain(parameter: Tensor) -> bool:
+    """Whether all its numbers are here."""
+    return not is_lazy(parameter) and not hasattr(parameter, "to_local")
 
 
 def _any(tensor: Any) -> bool:

@@ -53,6 +53,7 @@ class Recorder:
         self._arrays: dict[str, numpy.ndarray[Any, Any]] = {}
         self._owner = os.getpid()
         self.before_save: list[Callable[[], None]] = []  # what is still to be noted
+        self.blind: dict[str, dict[str, Any]] = {}  # hook -> the event that says that it has failed (`blind.py`)
 
     @property
     def here(self) -> bool:

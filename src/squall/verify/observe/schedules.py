@@ -1,96 +1,108 @@
-"""How a schedule goes on: a copy of it, as it was when it was made, is asked for one rate after another.
-
-What matters is the *horizon*: after how many steps the rate has come to its end. A schedule made for 60 updates and
-stepped once an epoch never comes there.
-"""
+"""Schedules of the rate: which rates each scheduler set, how often it was asked to, and how it would go on."""
 
 from __future__ import annotations
 
-import copy
-import warnings
+import functools
+from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, ReduceLROnPlateau, SequentialLR
+
+from squall.verify.observe.blind import Guard, watching
+from squall.verify.observe.horizons import fresh, horizon
+from squall.verify.observe.recorder import Recorder, where
+
+_BEYOND = 100  # steps of a schedule that are looked at beyond twice what was needed
 
 
-class _Standin(Optimizer):
-    """An optimiser with the same numbers in its groups, and nothing to train."""
+class Schedules:
+    """Watches the schedulers of one rank.
 
-    def __init__(self, groups: list[dict[str, Any]]) -> None:
-        super().__init__([{"params": [torch.zeros(1, requires_grad=True)]} for _ in groups], {})
-        for mine, group in zip(self.param_groups, groups, strict=True):
-            mine.update({key: _own(value, self) for key, value in group.items() if key != "params"})
-
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Nothing."""
-
-
-def fresh(scheduler: Any) -> Any:
-    """A copy of a schedule on an optimiser of its own; None where that cannot be had."""
-    try:
-        return _copied(scheduler, _Standin(scheduler.optimizer.param_groups))
-    except Exception:  # a user's own class
-        return None
-
-
-def _copied(scheduler: Any, standin: _Standin) -> Any:
-    made = object.__new__(type(scheduler))
-    for key, value in vars(scheduler).items():
-        if key == "optimizer":
-            made.optimizer = standin
-        else:
-            setattr(made, key, _own(value, standin))
-    return made
-
-
-def _own(value: Any, standin: _Standin) -> Any:
-    """A copy that shares nothing that a step changes."""
-    if isinstance(value, LRScheduler):
-        return _copied(value, standin)
-    if isinstance(value, list):
-        return [_own(one, standin) for one in value]
-    return value.detach().clone() if isinstance(value, Tensor) else copy.copy(value)
-
-
-def horizon(scheduler: Any, most: int) -> dict[str, Any]:
-    """Where a schedule's rate comes to its end.
-
-    Returns:
-        `end`: the steps after which it stays as it is, or after which the schedule ends, or to its lowest rate; None
-        where it has none within `most` steps; `smooth`: whether it changes in most steps until then; `first`, `last`:
-        the rates at its begin and end.
+    Arguments:
+        number: an optimiser's number.
     """
-    nothing = {"end": None, "smooth": False, "first": None, "last": None}
-    if scheduler is None or (not hasattr(scheduler, "get_lr") and not hasattr(scheduler, "_schedulers")):
-        return nothing
-    rates = [_rate(scheduler)]
-    ended = False
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for _ in range(most):
+
+    def __init__(self, recorder: Recorder, number: Callable[[Any], int]) -> None:
+        self.recorder, self.number = recorder, number
+        self._known: list[Any] = []
+        self._fresh: list[Any] = []
+        self._inside = 0  # calls that are running of a schedule's methods
+
+    def install(self) -> None:
+        """From now on each scheduler is noted when it is made and when it is stepped."""
+        for kind in (LRScheduler, SequentialLR, ChainedScheduler, ReduceLROnPlateau):
+            if "__init__" in vars(kind):
+                setattr(kind, "__init__", self._made(vars(kind)["__init__"]))  # noqa: B010
+
+    def _made(self, create: Any) -> Any:
+        @functools.wraps(create)
+        def init(one: Any, *args: Any, **named: Any) -> None:
+            for kind in type(one).__mro__:  # its own steps, whatever class it has; not on the object: it may be saved
+                step = vars(kind).get("step")
+                if step is not None and not hasattr(step, "watched"):
+                    kind.step = self._stepping(step)  # type: ignore[attr-defined]
+            self._inside += 1
             try:
-                scheduler.step()
-            except Exception:  # OneCycleLR says so when it is over
-                ended = True
-                break
-            rates.append(_rate(scheduler))
-    top = max(abs(rate) for rate in rates)
-    if not top:
-        return nothing
-    changes = [place + 1 for place in range(len(rates) - 1) if abs(rates[place + 1] - rates[place]) > 1e-9 * top]
-    if not changes:
-        return nothing
-    end = len(rates) - 1 if ended else changes[-1]
-    if not ended and end > 0.95 * len(rates):  # goes on for ever: to its lowest point
-        end = min(range(len(rates)), key=lambda place: (round(rates[place] / top, 9), place))
-        if end in (0, len(rates) - 1):
-            return nothing | {"first": rates[0]}
-    inside = sum(change <= end for change in changes)
-    return {"end": end, "smooth": inside > 0.5 * end, "first": rates[0], "last": rates[end]}
+                create(one, *args, **named)
+            finally:
+                self._inside -= 1
+            if self.recorder.here and not self._inside:
+                with Guard(self.recorder, "schedule"):
+                    self._index(one)
 
+        return init
 
-def _rate(scheduler: Any) -> float:
-    return float(scheduler.optimizer.param_groups[0]["lr"])
+    def _index(self, scheduler: Any) -> int:
+        """A schedule's number; a new one is noted."""
+        for number, known in enumerate(self._known):
+            if known is scheduler:
+                return number
+        self._known.append(scheduler)
+        self._fresh.append(fresh(scheduler))
+        number = len(self._known) - 1
+        self.recorder.note(
+            "schedule",
+            schedule=number,
+            what="made",
+            kind=type(scheduler).__name__,
+            optimizer=self.number(getattr(scheduler, "optimizer", None)),
+            where=where(),
+        )
+        return number
+
+    def _stepping(self, step: Any) -> Any:
+        @functools.wraps(step)
+        def watched(one: Any, *args: Any, **named: Any) -> Any:
+            inner = self._inside > 0  # part of another schedule, its first value, or the class below
+            self._inside += 1
+            try:
+                return step(one, *args, **named)
+            finally:
+                self._inside -= 1
+                if not inner and self.recorder.here:
+                    self._stepped(one)
+
+        watched.watched = True  # type: ignore[attr-defined]
+        return watched
+
+    @watching(None)
+    def _stepped(self, scheduler: Any) -> None:
+        rates = [float(group["lr"]) for group in scheduler.optimizer.param_groups]
+        self.recorder.note("schedule", schedule=self._index(scheduler), what="step", rates=rates, where=where())
+
+    def note_horizons(self, updates: int) -> None:
+        """How each schedule would go on: noted at the end, when it is known how often it was asked.
+
+        Arguments:
+            updates: that were made in all.
+        """
+        steps = [0] * len(self._known)
+        for event in self.recorder.events("schedule"):
+            steps[event["schedule"]] += event["what"] == "step"
+        self._inside += 1
+        try:
+            for number, one in enumerate(self._fresh):
+                most = 2 * max(updates, steps[number], len(self.recorder.events("batch"))) + _BEYOND
+                self.recorder.note("horizon", schedule=number, **horizon(one, most))
+        finally:
+            self._inside -= 1

@@ -1,33 +1,59 @@
-"""The way from a loss to an update: backward pass, loss scaling, clipping, optimiser, schedule.
+"""The way from a loss to an update.
 
-backward    terms of the loss; what this rank computed for each parameter (parameters.py)
-clip        what was clipped, and the norm that was found
+backward    terms of the loss (losses.py); what this rank computed for each parameter (parameters.py)
+scaler      what a loss scaler did (scalers.py)
+clip        what was clipped, and the norm that was found (clips.py)
 step        .grad, rates and weights just before; weights just after
-schedule    which rates a scheduler set, and how often it was asked to
+schedule    which rates a scheduler set (schedules.py)
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, ReduceLROnPlateau, SequentialLR
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
 
+from squall.verify.observe.blind import watching
+from squall.verify.observe.clips import Clips
 from squall.verify.observe.losses import Terms, leave_packed
 from squall.verify.observe.models import Models
 from squall.verify.observe.parameters import Parameters
 from squall.verify.observe.recorder import Recorder, where
-from squall.verify.observe.schedules import fresh, horizon
+from squall.verify.observe.scalers import Scalers
+from squall.verify.observe.schedules import Schedules
 
-_BEYOND = 100  # steps of a schedule that are looked at beyond twice what was needed
+_OPTIMIZER = sys.modules[Optimizer.__module__].__file__
+
+
+@dataclass
+class _Step:
+    """A call of an optimiser's `step`, from torch's hooks before it to those after it."""
+
+    call: FrameType
+    optimizer: Optimizer
+    event: dict[str, Any] | None = None  # once it is known what will be applied
+
+    @property
+    def running(self) -> bool:
+        """Whether it is on the stack: a step that raised is not, and no hook tells."""
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            if frame is self.call:
+                return True
+            frame = frame.f_back
+        return False
 
 
 class Updates:
@@ -39,128 +65,70 @@ class Updates:
         self.on_backward: Callable[[], None] = lambda: None
         self.optimizers: list[Optimizer] = []
         self.steps = 0
-        self._schedulers: list[Any] = []
-        self._fresh: list[Any] = []
+        self.clips = Clips(recorder, parameters)
+        self.scalers = Scalers(recorder, self.number, lambda: self.steps)
+        self.schedules = Schedules(recorder, self.number)
         self._running = False
-        self._open: dict[int, dict[str, Any]] = {}
-        self._scheduling = 0
+        self._step: _Step | None = None
         self._in_closure = False
 
     def install(self) -> None:
         """From now on every update is noted."""
         leave_packed()
         self._wrap_backward()
-        self._wrap_clipping()
-        self._wrap_scaler()
-        self._wrap_schedulers()
-        register_optimizer_step_pre_hook(self._before_step)
-        register_optimizer_step_post_hook(self._after_step)
-
-    # losses
+        for part in (self.clips, self.scalers, self.schedules):
+            part.install()
+        register_optimizer_step_pre_hook(_uncompiled(self._before_step))
+        register_optimizer_step_post_hook(_uncompiled(self._after_step))
 
     def _wrap_backward(self) -> None:
         backward = torch.autograd.backward
 
         @functools.wraps(backward)
         def watched(tensors: Any, *args: Any, **named: Any) -> None:
-            if self._running or not self.recorder.here or not self.recorder.observing:
+            if self._running or not self.recorder.here:
                 return backward(tensors, *args, **named)
-            loss = tensors if isinstance(tensors, Tensor) else tensors[0]
-            for optimizer in self.optimizers:
-                self._register(optimizer)
-            self.parameters.watch()
-            terms = Terms(loss)
-            latest = self.models.latest
-            event = self.recorder.note(
-                "backward",
-                closure=self._in_closure,
-                weights=self.parameters.hashes(),
-                loss=float(loss.detach()) if loss.numel() == 1 else None,
-                batch=None if latest is None else latest["batch"],
-                forward=None if latest is None else latest["n"],
-                where=where(),
-            )
-            self._running, self.parameters.backward = True, event
+            if not self.recorder.observing:
+                backward(tensors, *args, **named)
+                return self.on_backward()
+            losses = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+            self._running, terms = True, self._begin_backward(losses)
             try:
-                return backward(tensors, *args, **named)
+                return backward(losses, *args, **named)
             finally:
-                self._running, self.parameters.backward = False, None
-                event["terms"] = terms.close()
-                self.on_backward()
+                self._running = False
+                self._end_backward(terms)
 
         torch.autograd.backward = watched
 
-    # clipping
+    @watching(())
+    def _begin_backward(self, losses: list[Any]) -> Sequence[Terms]:
+        for optimizer in self.optimizers:
+            self._register(optimizer)
+        self.parameters.watch()
+        latest = self.models.latest
+        first = losses[0] if losses else None
+        self.parameters.backward = self.recorder.note(
+            "backward",
+            closure=self._in_closure,
+            weights=self.parameters.hashes(),
+            loss=float(first.detach()) if isinstance(first, Tensor) and first.numel() == 1 else None,
+            finite=True,
+            batch=None if latest is None else latest["batch"],
+            forward=None if latest is None else latest["n"],
+            where=where(),
+        )
+        return [Terms(loss) for loss in losses]
 
-    def _wrap_clipping(self) -> None:
-        from torch.nn import utils
-        from torch.nn.utils import clip_grad
+    @watching(None)
+    def _end_backward(self, terms: Sequence[Terms]) -> None:
+        event, self.parameters.backward = self.parameters.backward, None
+        if event is not None:
+            event["terms"] = [term for one in terms for term in one.close()]
+        self.on_backward()
 
-        for name, most in (("clip_grad_norm_", "max_norm"), ("clip_grad_value_", "clip_value")):
-            call = getattr(clip_grad, name)
-
-            @functools.wraps(call)
-            def watched(
-                parameters: Any, *args: Any, _call: Any = call, _name: str = name, _most: str = most, **named: Any
-            ) -> Any:
-                if not self.recorder.here or not self.recorder.observing:
-                    return _call(parameters, *args, **named)
-                given = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-                event = self._note_gradients("clip", [one for one in given if one.grad is not None])
-                event |= {"how": _name, "limit": float(named.get(_most, args[0] if args else 0.0)), "where": where()}
-                result = _call(given, *args, **named)
-                if isinstance(result, Tensor):
-                    event["norm"] = float(result.full_tensor() if hasattr(result, "full_tensor") else result)
-                return result
-
-            setattr(clip_grad, name, watched)
-            setattr(utils, name, watched)
-
-    def _note_gradients(self, kind: str, parameters: list[Tensor]) -> dict[str, Any]:
-        event = self.recorder.note(kind)
-        event["parameters"] = [self.parameters.index(one) for one in parameters]
-        for index, one in zip(event["parameters"], parameters, strict=True):
-            self.recorder.keep(event, f"grad.{index}", self.parameters.elements(index, one.grad))  # type: ignore[arg-type]
-        return event
-
-    # loss scaling
-
-    def _wrap_scaler(self) -> None:
-        scaler = torch.amp.GradScaler
-        scale, unscale, step, update = scaler.scale, scaler.unscale_, scaler.step, scaler.update
-
-        def noted(what: str, one: Any, **fields: Any) -> None:
-            if self.recorder.here and one.is_enabled():
-                self.recorder.note("scaler", what=what, scale=one.get_scale(), where=where(), **fields)
-
-        def scale_(one: Any, outputs: Any) -> Any:
-            result = scale(one, outputs)
-            noted("scale", one)
-            return result
-
-        def unscale_(one: Any, optimizer: Any) -> Any:
-            noted("unscale", one, optimizer=self._number(optimizer))
-            return unscale(one, optimizer)
-
-        def step_(one: Any, optimizer: Any, *args: Any, **named: Any) -> Any:
-            before = self.steps
-            noted("step", one, optimizer=self._number(optimizer))
-            result = step(one, optimizer, *args, **named)
-            if self.steps == before:
-                noted("skipped", one, optimizer=self._number(optimizer))
-            return result
-
-        def update_(one: Any, new_scale: Any = None) -> Any:
-            result = update(one, new_scale)
-            noted("update", one)
-            return result
-
-        for name, call in (("scale", scale_), ("unscale_", unscale_), ("step", step_), ("update", update_)):
-            setattr(scaler, name, functools.wraps(getattr(scaler, name))(call))
-
-    # optimisers
-
-    def _number(self, optimizer: Any) -> int:
+    def number(self, optimizer: Any) -> int:
+        """An optimiser's number; a new one is noted. -1 for what is none."""
         optimizer = getattr(optimizer, "optimizer", optimizer)  # Accelerate's
         for number, known in enumerate(self.optimizers):
             if known is optimizer:
@@ -175,17 +143,29 @@ class Updates:
         self._register(optimizer)
         return number
 
+    def note_horizons(self) -> None:
+        """How each schedule would go on."""
+        self.schedules.note_horizons(self.steps)
+
     def _register(self, optimizer: Optimizer) -> None:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 self.parameters.index(parameter)
 
+    @watching(None)
     def _before_step(self, optimizer: Optimizer, args: Any, named: Any) -> Any:
-        if not self.recorder.here or self._open:
-            return None  # an optimiser inside another
+        if not self.recorder.here:
+            return None
+        if self._step is not None:
+            if self._step.running:
+                return None  # an optimiser inside another
+            self._failed(self._step)
+        if _left_out(optimizer):
+            return None
+        step = self._step = _Step(_caller(), optimizer)
         closure = named.get("closure", args[1] if len(args) > 1 else None)
         if not callable(closure):
-            self._note_step(optimizer)
+            self._note_step(step)
             return None
 
         def closed(*given: Any, **more: Any) -> Any:  # its backward passes belong to this update
@@ -194,23 +174,30 @@ class Updates:
                 result = closure(*given, **more)
             finally:
                 self._in_closure = False
-            if id(optimizer) not in self._open:
-                self._note_step(optimizer)
+            if step.event is None:
+                self._note_step(step)
             return result
 
         if "closure" in named:
             return args, {**named, "closure": closed}
         return (args[0], closed, *args[2:]), named
 
-    def _note_step(self, optimizer: Optimizer) -> None:
+    def _failed(self, step: _Step) -> None:
+        """A step raised, and the script has gone on: it was no update."""
+        if step.event is not None:
+            step.event["event"] = "failed step"
+        self._step = None
+
+    @watching(None)
+    def _note_step(self, step: _Step) -> None:
         """What the optimiser is about to apply."""
-        event = self.recorder.note(
+        optimizer = step.optimizer
+        event = step.event = self.recorder.note(
             "step",
-            optimizer=self._number(optimizer),
+            optimizer=self.number(optimizer),
             groups=[_group(one) for one in optimizer.param_groups],
             where=where(),
         )
-        self._open[id(optimizer)] = event
         if not self.recorder.observing:
             return
         self._register(optimizer)
@@ -219,101 +206,59 @@ class Updates:
             for place, group in enumerate(optimizer.param_groups)
             for one in group["params"]
         }
+        scale = getattr(optimizer, "grad_scale", None)  # a fused optimiser takes it out as it steps
         held = {index: self.parameters.known[index] for index in groups}
-        used = self.parameters.use([index for index, one in held.items() if one.grad is not None])
-        event["from"] = {str(index): numbers for index, numbers in used.items()}
+        given = {index: one.grad for index, one in held.items() if one.grad is not None}
+        event["from"] = {str(index): self.parameters.contributions(index) for index in given}
         event["group_of"] = {str(index): place for index, place in groups.items()}
         for index, one in held.items():
             self.recorder.keep(event, f"before.{index}", self.parameters.elements(index, one))
+        for index, gradient in given.items():
+            applied = self.parameters.elements(index, gradient)
+            self.recorder.keep(event, f"grad.{index}", applied if scale is None else applied / float(scale))
             local = self.parameters.local(index)
-            if one.grad is not None:
-                self.recorder.keep(event, f"grad.{index}", self.parameters.elements(index, one.grad))
-                if local is not None:
-                    self.recorder.keep(event, f"local.{index}", local)
+            if local is not None:
+                self.recorder.keep(event, f"local.{index}", local)
 
+    @watching(None)
     def _after_step(self, optimizer: Optimizer, args: Any, named: Any) -> None:
-        event = self._open.pop(id(optimizer), None)
-        if event is None or not self.recorder.here:
+        step = self._step
+        if step is None or step.optimizer is not optimizer or not self.recorder.here:
+            return
+        self._step = None
+        if step.event is None:
             return
         if self.recorder.observing:
+            self.parameters.use([int(index) for index in step.event["from"]])
             for group in optimizer.param_groups:
                 for one in group["params"]:
                     index = self.parameters.index(one)
-                    self.recorder.keep(event, f"after.{index}", self.parameters.elements(index, one))
+                    self.recorder.keep(step.event, f"after.{index}", self.parameters.elements(index, one))
         self.steps += 1
         self.on_step()
 
-    # schedules
 
-    def _wrap_schedulers(self) -> None:
-        for kind in (LRScheduler, SequentialLR, ChainedScheduler, ReduceLROnPlateau):
-            if "__init__" in vars(kind):
-                setattr(kind, "__init__", self._made(vars(kind)["__init__"]))  # noqa: B010
+def _uncompiled(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook before which compiled code ends, and after which it goes on."""
 
-    def _made(self, create: Any) -> Any:
-        @functools.wraps(create)
-        def init(one: Any, *args: Any, **named: Any) -> None:
-            for kind in type(one).__mro__:  # its own steps, whatever class it has; not on the object: it may be saved
-                step = vars(kind).get("step")
-                if step is not None and not hasattr(step, "watched"):
-                    kind.step = self._stepping(step)  # type: ignore[attr-defined]
-            self._scheduling += 1
-            try:
-                create(one, *args, **named)
-            finally:
-                self._scheduling -= 1
-            if self.recorder.here and not self._scheduling:
-                self._schedule(one)
+    def called(*args: Any) -> Any:
+        return hook(*args)
 
-        return init
+    return _disable_dynamo(called)
 
-    def _schedule(self, scheduler: Any) -> int:
-        """A schedule's number; a new one is noted."""
-        for number, known in enumerate(self._schedulers):
-            if known is scheduler:
-                return number
-        self._schedulers.append(scheduler)
-        self._fresh.append(fresh(scheduler))
-        number = len(self._schedulers) - 1
-        self.recorder.note(
-            "schedule",
-            schedule=number,
-            what="made",
-            kind=type(scheduler).__name__,
-            optimizer=self._number(getattr(scheduler, "optimizer", None)),
-            where=where(),
-        )
-        return number
 
-    def _stepping(self, step: Any) -> Any:
-        @functools.wraps(step)
-        def watched(one: Any, *args: Any, **named: Any) -> Any:
-            inner = self._scheduling > 0  # part of another schedule, its first value, or the class below
-            self._scheduling += 1
-            try:
-                return step(one, *args, **named)
-            finally:
-                self._scheduling -= 1
-                if not inner and self.recorder.here:
-                    rates = [float(group["lr"]) for group in one.optimizer.param_groups]
-                    number = self._schedule(one)
-                    self.recorder.note("schedule", schedule=number, what="step", rates=rates, where=where())
+def _caller() -> FrameType:
+    """The frame of torch's wrapper of `step`, which calls the hooks."""
+    frame = sys._getframe(1)
+    while frame.f_code.co_filename != _OPTIMIZER and frame.f_back is not None:
+        frame = frame.f_back
+    return frame
 
-        watched.watched = True  # type: ignore[attr-defined]
-        return watched
 
-    def note_horizons(self) -> None:
-        """How each schedule would go on: noted at the end, when it is known how often it was asked."""
-        steps = [0] * len(self._schedulers)
-        for event in self.recorder.events("schedule"):
-            steps[event["schedule"]] += event["what"] == "step"
-        self._scheduling += 1
-        try:
-            for number, one in enumerate(self._fresh):
-                most = 2 * max(self.steps, steps[number], len(self.recorder.events("batch"))) + _BEYOND
-                self.recorder.note("horizon", schedule=number, **horizon(one, most))
-        finally:
-            self._scheduling -= 1
+def _left_out(optimizer: Optimizer) -> bool:
+    """Whether a fused optimiser is about to leave an update out, since the scaler has found infinite gradients."""
+    found = getattr(optimizer, "found_inf", None)
+    return isinstance(found, Tensor) and bool(found)
 
 
 def _group(group: dict[str, Any]) -> dict[str, Any]:
