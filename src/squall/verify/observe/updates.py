@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
+from torch.autograd.graph import GradientEdge
 from torch.optim import Optimizer
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
@@ -91,7 +92,7 @@ class Updates:
             if not self.recorder.observing:
                 backward(tensors, *args, **named)
                 return self.on_backward()
-            losses = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+            losses = [tensors] if isinstance(tensors, Tensor | GradientEdge) else list(tensors)
             self._running, terms = True, self._begin_backward(losses)
             try:
                 return backward(losses, *args, **named)
