@@ -265,3 +265,10 @@ def hang_and_tell(rank, fifo, **_):
     with open(fifo, "w") as told:
         told.write(f"{os.getpid()} {program.pid}\n")
     wait_for_ever()
+
+
+def stand_in(folder):
+    """What the stage does for an owner that is gone."""
+    from squall.verify.stage import kin
+
+    (folder / "stood-in").write_text("ranks were there" if kin.below(os.getpid()) else "no rank was there any more")

@@ -128,6 +128,15 @@ class TestWhatRanksFind:
         assert (found["folder"], found["environ"]["SET_AFTER_THE_STAGE"]) == (str(tmp_path), "1")
         assert found["threads"] == 2
 
+    def test_a_job_takes_variables_away(
+        self, stage: Stage, job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("SET_BY_THE_USER", "1")
+        stage.run(job("facts", environment={"SET_BY_THE_USER": None, "SOME_NAME": "value"}))
+        found = told(tmp_path, 0)["environ"]
+        assert "SET_BY_THE_USER" not in found
+        assert found["SOME_NAME"] == "value"
+
     def test_no_two_ranks_or_jobs_draw_the_same(self, stage: Stage, job: Callable[..., Job], tmp_path: Path) -> None:
         drawn = []
         for _ in range(2):
@@ -151,6 +160,18 @@ class TestWhatRanksFind:
         monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{tmp_path}")
         with Stage(["noisy", "no_such_module"]) as stage:
             assert statuses(stage.run(job("nothing"))) == [WELL] * 2
+
+    def test_modules_that_start_threads_are_left_to_the_ranks(
+        self, job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "accelerate.py").write_text(
+            "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+        )
+        monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+        with Stage(["accelerate"]) as stage:
+            assert statuses(stage.run(job("facts"))) == [WELL] * 2
+        found = told(tmp_path, 0)
+        assert (found["loaded"], found["stage_tasks"], found["tasks"]) == ([], 1, 1)
 
 
 class TestFrameworks:
@@ -324,6 +345,16 @@ class TestNothingStays:
             os.kill(pids[victim], signal.SIGKILL)
             assert gone(everybody)
 
+    def test_the_stage_does_what_an_owner_that_was_killed_would_have_done(
+        self, mark: Callable[[], list[int]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setenv("PYTHONPATH", str(ROOT))
+        with owner(tmp_path) as process, started(tmp_path) as ranks:
+            everybody = [*ranks, parent(parent(ranks[0]))]
+            process.kill()
+            assert gone(everybody)
+        assert (tmp_path / "stood-in").read_text() == "no rank was there any more"
+
     def test_ctrl_c_in_the_owner_ends_all_in_silence(
         self, mark: Callable[[], list[int]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
@@ -347,7 +378,8 @@ folder = pathlib.Path(sys.argv[1])
 with Stage() as stage:
     try:
         stage.run(Job(main="tests.process.stage_mains:hang_and_tell", options={"fifo": str(folder / "fifo")},
-                      processes=2, folder=folder, limit_s=600))
+                      processes=2, folder=folder, limit_s=600,
+                      without_owner="tests.process.stage_mains:stand_in"))
     except KeyboardInterrupt:
         print("interrupted")
 """

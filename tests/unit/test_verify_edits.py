@@ -19,6 +19,14 @@ def main():
         for x, y in loader:  #
             step(x, y)
 """
+_TWO_COUNT = """
+def main():
+    loader = DataLoader(data)
+    for trial in range(2):
+        for epoch in range(3):
+            for x, y in loader:  #
+                step(x, y)
+"""
 _FUNCTION = """
 def train(model, loader, epoch):
     model.train()
@@ -27,6 +35,10 @@ def train(model, loader, epoch):
 """
 _METHOD = """
 class Trainer:
+    def __init__(self):
+        self.loader = DataLoader(data, sampler=DistributedSampler(data))
+        self.epochs = 3
+
     def run(self):
         for number in range(self.epochs):
             for x in tqdm(self.loader, desc="training"):  #
@@ -110,10 +122,11 @@ def test_the_line_comes_where_it_belongs(
         (edits.set_epoch, _PLAIN.replace("for epoch in range(3)", "while True"), "no loop that counts"),
         (edits.set_epoch, _FUNCTION.replace("epoch", "count"), "the epoch is not known there"),
         (edits.set_epoch, _PLAIN.replace("in loader", "in batches[0]"), "the loader has no name"),
-        (
-            *(edits.set_epoch, _PLAIN.replace("range(3)", "range(\n        3\n    )")),
-            "the loop's head has several lines",
-        ),
+        (edits.set_epoch, _PLAIN.replace("in loader", "in zip(counts, loader)"), "not the loader's batches alone"),
+        (edits.set_epoch, _PLAIN.replace("in loader", "in make(data)"), "a new loader each time"),
+        (edits.set_epoch, _PLAIN.replace("DataLoader(", "Prefetcher("), "it may have no sampler"),
+        (edits.set_epoch, _PLAIN.replace("range(3)", '("train", "valid")'), "those are no epochs"),
+        (edits.set_epoch, _TWO_COUNT, "which loop counts epochs?"),
         (edits.unscale, _SCALED.replace("scaler.step(optimizer)", "scaler.step(one); scaler.step(two)"), "two"),
         (edits.unscale, _SCALED.replace("scaler.step(optimizer)", "step(optimizer)"), "no scaler's step"),
         (edits.train_mode, _MODES.replace("criterion(model(x), y)", "compute(x, y)"), "no network is called there"),
@@ -132,18 +145,20 @@ def test_in_doubt_there_are_no_lines(
 
 def test_a_sampler_that_is_not_seen_from_the_loop_is_named_by_its_loader(tmp_path: Path) -> None:
     code = """
-def loaders():
+def main():
     sampler = DistributedSampler(data)
     loader = DataLoader(data, sampler=sampler)
-    return loader
+    train(loader)
 
-def main():
-    loader = loaders()
+def train(loader):
     for epoch in range(3):
+        start = now()
         for x, y in loader:  #
             step(x, y)
 """
-    assert edits.set_epoch(place_in(tmp_path, code))[1].text.strip() == "loader.sampler.set_epoch(epoch)"
+    new, after = edits.set_epoch(place_in(tmp_path, code))
+    assert (new.mark, new.line, new.text) == ("+", 10, "        loader.sampler.set_epoch(epoch)")
+    assert (after.mark, after.line, after.text) == (" ", 11, "        for x, y in loader:  #")
 
 
 def test_a_file_that_has_changed_or_gone_has_no_lines(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import gc
 import itertools
+import json
+import os
 import pickle
 import random
 import weakref
@@ -30,9 +32,12 @@ from torch.utils.data import (
     WeightedRandomSampler,
     random_split,
 )
+from torch.utils.data._utils import fetch
 
 from squall.verify.observe.orders import cut
+from squall.verify.observe.places import held_by
 from squall.verify.observe.recorder import Recorder
+from squall.verify.trace import read
 from tests.unit.observing import Observed, observed
 
 
@@ -78,6 +83,33 @@ class Endless(Sampler[int]):
             yield from torch.randperm(self.size).tolist()
 
 
+class Eager(BatchSampler):
+    """Draws its whole order where it is asked for an iterator."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(range(size), 4, False)
+        self.size = size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(torch.randperm(self.size).split(4))  # type: ignore[arg-type]
+
+
+class Resumable(Sampler[int]):
+    """Goes on where it was left."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.at = size, 0
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[int]:
+        while self.at < self.size:
+            self.at += 1
+            yield self.at - 1
+        self.at = 0
+
+
 def seed(number: int = 0) -> None:
     random.seed(number)
     numpy.random.seed(number)
@@ -115,6 +147,8 @@ LOADERS: dict[str, Callable[[], DataLoader[Any]]] = {
     "batches as it goes": lambda: DataLoader(Numbers(), batch_sampler=BatchSampler(AsItGoes(40), 4, True)),
     "replaced": lambda: DataLoader(Numbers(), 7, sampler=RandomSampler(range(40), True, 90, own_generator())),
     "weighted": lambda: DataLoader(Numbers(noise=True), 7, sampler=WeightedRandomSampler([1.0] * 40, 33)),
+    "eager": lambda: DataLoader(Numbers(noise=True), batch_sampler=Eager(40)),
+    "resumable": lambda: DataLoader(Numbers(), 4, sampler=Resumable(40)),
     "distributed": lambda: DataLoader(Numbers(), 7, sampler=DistributedSampler(Numbers(), 3, 1)),
     "subsets": lambda: DataLoader(
         random_split(Subset(Numbers(noise=True), range(5, 35)), [20, 10])[0], 6, shuffle=True
@@ -181,12 +215,8 @@ def test_saving_the_trace_does_not_disturb_a_pass(name: str, tmp_path: Path) -> 
 
     plain = go(lambda: None)
     with observed(tmp_path) as one:
-        seen = go(one.recorder.save)
-    if name in ("as it goes", "batches as it goes"):  # read ahead once, it draws no more from what others draw from
-        assert len(seen) == len(plain)
-        assert seen[:4] == plain[:4]
-    else:
-        assert seen == plain
+        seen = go(one._light)
+    assert seen == plain
 
 
 @pytest.mark.parametrize("name", [name for name in LOADERS if name not in ("words", "without a length")])
@@ -230,6 +260,64 @@ def test_a_pass_that_was_broken_off_is_noted_whole(watched: Observed) -> None:
         assert sorted(order.tolist()) == list(range(40))
         assert event["sizes"] == [7] * 5 + [5]
     assert len(trace.of("batch")) == 4
+
+
+def test_a_sampler_that_goes_on_where_it_was_left_is_not_read_further_than_the_script_does(watched: Observed) -> None:
+    net = nn.Linear(1, 1)
+    loader = DataLoader(TensorDataset(torch.randn(40, 1)), 4, sampler=Resumable(40))
+    passes = []
+    for _ in range(6):  # two of them are observed
+        passes.append(0)
+        for (x,) in loader:
+            net(x).sum().backward()
+            passes[-1] += 1
+            if passes[-1] == 7:
+                break
+    assert not watched.recorder.observing
+    assert passes == [7, 3] * 3
+
+
+def test_what_is_saved_on_the_way_says_nothing_of_passes_that_are_not_whole(watched: Observed) -> None:
+    data = Numbers()
+    list(DataLoader(data, 7))
+    first = next(DataLoader(data, 7, shuffle=True).__iter__())
+    watched._light()
+    whole, partly = read(watched.recorder.folder, 1).first.of("pass")
+    assert (whole["size"], partly["size"]) == (40, -1)
+    assert partly["sizes"] == [len(first)]
+    whole, partly = watched.trace().of("pass")
+    assert (whole["size"], partly["size"]) == (40, 40)
+    assert sum(partly["sizes"]) == 40
+
+
+def test_orders_of_passes_that_are_over_are_not_held_twice(watched: Observed) -> None:
+    loader = DataLoader(Numbers(), 7)
+    iterator = iter(loader)
+    for _ in iterator:
+        pass
+    assert iterator._sampler_iter._flat == []  # type: ignore[attr-defined]
+    watched.recorder.observing = False
+    for _ in iter(loader):
+        pass
+    later = watched.events("pass")[-1]
+    assert later["sizes"] == [7] * 5 + [5]
+    assert watched.array(later, "indices") is None
+
+
+def test_loader_processes_write_once_for_each_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with observed(tmp_path) as watched:
+        opened: list[Path] = []
+        write = Path.open
+        monkeypatch.setattr(
+            Path, "open", lambda path, *args, **named: (opened.append(path), write(path, *args, **named))[1]
+        )
+        watched.recorder.here = False  # as in a process that it has forked
+        fetcher = fetch._MapDatasetFetcher(Numbers(noise=True), True, list, False)
+        for indices in ([0, 1, 2], [3, 4, 5]):
+            fetcher.fetch(indices)  # type: ignore[no-untyped-call]
+    assert [path.name for path in opened] == [f"rank-0.items-{os.getpid()}.jsonl"] * 2
+    lines = opened[0].read_text().splitlines()
+    assert [json.loads(line)[3] for line in lines] == list(range(6))
 
 
 def test_a_sampler_without_an_end_is_read_no_further_than_needed(watched: Observed) -> None:
@@ -390,18 +478,6 @@ def test_each_sample_below_subsets_is_looked_at(watched: Observed, levels: int) 
     assert len(set(items[:, 4].tolist())) == 12 - levels
 
 
-def test_the_batch_that_a_network_is_given_is_known(watched: Observed) -> None:
-    net = nn.Linear(1, 1)
-    train = DataLoader(TensorDataset(torch.randn(12, 1)), 4)
-    valid = DataLoader(TensorDataset(torch.randn(12, 1)), 4)
-    for (mine,), (other,) in zip(train, valid, strict=True):
-        net(other)
-        net(mine * 1.0)  # as copied to another device
-    batches, calls = watched.events("batch"), watched.events("forward")
-    data = [next(one for one in batches if one["n"] == call["batch"])["data"] for call in calls]
-    assert data == [1, 0] * 3
-
-
 def test_networks_under_transforms_are_left_alone(watched: Observed) -> None:
     net = nn.Linear(3, 1)
     (x, y), *_ = DataLoader(TensorDataset(torch.randn(4, 3), torch.randn(4, 1)), 4)
@@ -417,35 +493,11 @@ def test_networks_under_transforms_are_left_alone(watched: Observed) -> None:
     assert not watched.events("forward")
 
 
-def test_means_of_every_kind_are_taken(watched: Observed) -> None:
-    torch.func.vmap(lambda row: row.mean())(torch.randn(3, 4))
-    torch.randn(3, dtype=torch.complex64).mean()
-    torch.empty(3, device="meta").mean()
-    assert pickle.loads(pickle.dumps(torch.Tensor.mean)) is torch.Tensor.mean
-    assert watched.exchanges._means == []
-    mean = float(torch.tensor([1.0, 3.0]).mean())
-    assert watched.exchanges._means == [mean] == [2.0]
-
-
-class Named(nn.Module):
-    """Is called by name, as networks of transformers are."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(1, 1)
-
-    def forward(self, *, mask: torch.Tensor, values: torch.Tensor) -> Any:
-        return self.layer(values * mask)
-
-
-def test_a_batch_is_known_by_what_a_network_is_called_with_by_name(tmp_path: Path) -> None:
-    data = TensorDataset(torch.ones(8, 1), torch.arange(8.0)[:, None])
-    with observed(tmp_path) as observer:
-        model = Named()
-        ahead = list(DataLoader(data, batch_size=2))  # all are read before the first is used
-        for mask, values in ahead:
-            model(mask=mask, values=values)
-    batches = observer.events("batch")
-    calls = observer.events("forward")
-    assert [call["batch"] for call in calls] == [batch["n"] for batch in batches]
-    assert len({call["input"] for call in calls}) == 4  # the first of them, the mask, is the same in all
+def test_the_part_of_a_data_set_that_a_loader_can_give_is_known() -> None:
+    data = Numbers(20)
+    odd = Subset(data, list(range(1, 20, 2)))
+    assert held_by(data) is None
+    assert held_by(odd).tolist() == list(range(1, 20, 2))  # type: ignore[union-attr]
+    assert held_by(Subset(odd, torch.tensor([3, 0]))).tolist() == [1, 7]  # type: ignore[arg-type, union-attr]
+    assert held_by(Subset(Subset(odd, []), [])).tolist() == []  # type: ignore[union-attr]
+    assert held_by(Subset(Subset(data, ["a", "b"]), [1])) is None  # type: ignore[arg-type]

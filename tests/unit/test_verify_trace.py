@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from squall.verify.observe.recorder import KEPT, Recorder, elements, is_users, positions, where
+from squall.verify.observe.recorder import SAMPLED, Recorder, elements, is_users, positions, where
 from squall.verify.trace import Run, read
 
 
@@ -66,7 +66,7 @@ def test_a_rank_that_left_no_trace_is_missed(recorder: Recorder, tmp_path: Path)
 
 
 def test_only_the_rank_itself_saves(recorder: Recorder, tmp_path: Path) -> None:
-    recorder._owner = os.getpid() + 1  # as in a process that it has forked
+    recorder.here = False  # as in a process that it has forked
     recorder.save()
     assert list(tmp_path.iterdir()) == []
 
@@ -84,16 +84,16 @@ def test_what_loader_processes_wrote_is_joined_up_to_a_line_that_was_cut_off(
     assert (items[:, 1:] == numpy.arange(7)).all()
 
 
-@given(st.integers(0, 10 * KEPT))
+@given(st.integers(0, 10 * SAMPLED))
 def test_kept_positions_are_spread_and_never_more_than_fit(numel: int) -> None:
     at = positions(numel)
-    assert len(at) == min(numel, KEPT)
+    assert len(at) == min(numel, SAMPLED)
     assert at.tolist() == sorted(set(at.tolist()))
     if numel:
         assert int(at[0]) == 0
         assert int(at[-1]) < numel
         gaps = torch.diff(at)
-        assert int(gaps.max() if len(gaps) else 1) <= numel // KEPT + 1
+        assert int(gaps.max() if len(gaps) else 1) <= numel // SAMPLED + 1
 
 
 KINDS: dict[str, torch.Tensor] = {
@@ -115,6 +115,58 @@ def test_elements_are_the_tensors_numbers(name: str) -> None:
     numpy.testing.assert_array_equal(found, tensor.detach().double().flatten().numpy())
     found += 1  # a copy
     assert not found.size or not numpy.array_equal(found, tensor.detach().double().flatten().numpy())
+
+
+def rows(indices: list[list[int]], values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.sparse_coo_tensor(torch.tensor(indices, dtype=torch.int64), values, shape, check_invariants=True)
+
+
+SPARSE: dict[str, Callable[[], torch.Tensor]] = {
+    "rows": lambda: rows([[5, 2, 5]], torch.randn(3, 40), (9, 40)),
+    "single numbers": lambda: rows([[5, 2, 5], [1, 0, 1]], torch.randn(3), (9, 40)),
+    "numbers in rows": lambda: rows([[5, 2], [1, 0]], torch.randn(2, 3), (9, 4, 3)),
+    "nothing": lambda: rows([[]], torch.randn(0, 4), (9, 4)),
+    "complex": lambda: rows([[5, 2]], torch.randn(2, 4, dtype=torch.complex64), (9, 4)),
+}
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_elements_of_sparse_tensors_are_looked_up(name: str) -> None:
+    tensor = SPARSE[name]()
+    whole = tensor.to_dense().flatten()
+    at = positions(whole.numel())
+    numpy.testing.assert_array_equal(elements(tensor, at), torch.real(whole[at]).double().numpy())
+
+
+def test_the_gradient_of_a_large_embedding_is_not_made_dense() -> None:
+    gradient = rows([[0, 10**12]], torch.ones(2, 4), (2 * 10**12, 4))  # 32 TB
+    found = elements(gradient, positions(gradient.numel()))
+    assert len(found) == SAMPLED
+    assert numpy.flatnonzero(found).tolist() == [0, SAMPLED // 2]
+
+
+def test_elements_of_a_transposed_tensor_are_not_copied_as_a_whole() -> None:
+    at = positions(10**12)
+    wide = torch.arange(10**6).expand(10**6, 10**6)  # 8 TB
+    assert elements(wide, at).tolist() == (at % 10**6).tolist()
+
+
+def test_numbers_are_kept_in_half_the_space_where_nothing_is_lost(recorder: Recorder, tmp_path: Path) -> None:
+    event = recorder.note("step")
+    kept = {
+        "single": torch.tensor([0.1, -3.5, float("nan"), float("inf"), 0.0]).double().numpy(),
+        "double": numpy.array([0.1, 1e300, 1e-300]),
+        "places": numpy.array([2**40 + 1]),
+    }
+    for name, values in kept.items():
+        recorder.keep(event, name, values)
+    recorder.save()
+    rank = read(tmp_path, 1).first
+    for name, values in kept.items():
+        found = rank.array(rank.events[0], name)
+        assert found is not None
+        numpy.testing.assert_array_equal(found.astype(values.dtype), values)
+    assert recorder._arrays["0.single"].itemsize == 4
 
 
 def test_of_a_complex_tensor_the_real_half_is_kept() -> None:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from squall.verify.checks.law import LAWS, law
+from squall.verify.checks.mixing import scales
 from squall.verify.checks.training import Training, count, digits, numbers, rounder, times
 from squall.verify.trace import Rank, Run
 from squall.verify.update import Update, close, match, updates
@@ -94,31 +95,31 @@ def test_every_law_is_tried() -> None:
 def test_each_law_is_found_and_no_other(name: str, sums: bool) -> None:
     found = trained(lambda p, m, b, s: WEIGHTS[name](p, m, b, s) / m, sums=sums)
     assert len(found) == 2 * len(PLAN)
-    one = law(Training([]), found)
+    one = law(found)
     assert one is not None
     assert (one.name, one.constant) == (name, pytest.approx(1.0))
     for update in found:
-        assert update.scales == [pytest.approx(one.factor(update))]
+        assert scales(update) == [pytest.approx(one.factor(update))]
 
 
 @given(st.floats(1e-3, 1e3) | st.sampled_from([2.0, 3.0, 0.5, 256.0]))
 def test_a_constant_is_the_users(constant: float) -> None:
-    one = law(Training([]), trained(lambda p, m, b, s: constant / m))
+    one = law(trained(lambda p, m, b, s: constant / m))
     assert one is not None
     assert one.kind == "one"
     assert one.constant == pytest.approx(constant)
 
 
 def test_what_no_law_explains_is_no_law() -> None:
-    assert law(Training([]), trained(lambda p, m, b, s: m * p * b**0.5)) is None
+    assert law(trained(lambda p, m, b, s: m * p * b**0.5)) is None
 
 
 def test_with_one_number_of_processes_a_factor_is_the_users_unless_the_reduction_shows_it() -> None:
     alone: dict[str, Any] = {"processes": (2,), "plan": ((2, 8, 1.0), (4, 5, 1.0))}
-    own = law(Training([]), trained(lambda p, m, b, s: 2 / m, **alone))
+    own = law(trained(lambda p, m, b, s: 2 / m, **alone))
     assert own is not None
     assert own.kind == "one"
-    added = law(Training([]), trained(lambda p, m, b, s: 1 / m, ratio=1.0, **alone))
+    added = law(trained(lambda p, m, b, s: 1 / m, ratio=1.0, **alone))
     assert added is not None
     assert added.name == "the number of processes"
 

@@ -14,6 +14,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,11 +27,17 @@ from squall.recipe import read
 from squall.units import Duration
 from squall.verify import words
 from squall.verify.catalogue import CHECKS, chosen
+from squall.verify.masking import masked
 
 if TYPE_CHECKING:
     from squall.verify.finding import Outcome, Verdict
 
 PAGE, JSON, JUNIT = "verify.html", "verify.json", "verify.xml"
+
+_OURS = {PAGE: 'name="generator" content="squall ', JSON: '"squall": "', JUNIT: 'name="squall verify '}
+"""What stands near the begin of those that were written here: no other file of that name is written over."""
+
+_BEGIN = 4096
 
 _MOST_PROCESSES = 64
 _WIDEST = 120
@@ -89,14 +96,17 @@ def verify(
     only = None if checks is None else chosen([word.strip() for word in checks.split(",")], mistakes, "--checks")
     more = _split(resume_with or "", mistakes)
     _check_folder(to, mistakes)
+    _check_files(to, mistakes)
     mistakes.raise_if_any()
     _check_script(script)
     if voices.job() is not None:
         raise InputError(
             "squall verify inside a job of several processes", [("rule", "it starts its own: run it alone")]
         )
+    from squall.verify import devices
     from squall.verify.examining import examine
 
+    numbers, left_out = devices.fitting(numbers, devices.count())
     with _progress() as progress, _ended_by_request():
         verdict = examine(
             script,
@@ -110,22 +120,25 @@ def verify(
             resume_with=more,
             progress=progress,
         )
+    verdict = replace(verdict, arguments=tuple(masked(verdict.arguments)), troubles=(*left_out, *verdict.troubles))
     _tell(verdict, to, json_)
     return 0 if verdict.ok else 1
 
 
 @contextmanager
 def _ended_by_request() -> Iterator[None]:
-    """SIGTERM ends it as Ctrl-C does: ranks are ended, and the user's files put back."""
+    """SIGTERM and SIGHUP end it as Ctrl-C does: ranks are ended, and the user's files put back."""
 
     def leave(number: int, frame: object) -> None:
         raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, leave)
+    heard = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, leave) for number in heard}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _list(json_: bool) -> None:
@@ -174,6 +187,18 @@ def _check_folder(folder: Path, mistakes: Mistakes) -> None:
         mistakes.add(f"--to {folder}", f"{there} is no folder")
     elif not os.access(there, os.W_OK | os.X_OK):
         mistakes.add(f"--to {folder}", f"{there} cannot be written")
+
+
+def _check_files(folder: Path, mistakes: Mistakes) -> None:
+    """They take the place of older verdicts only."""
+    for name, ours in _OURS.items():
+        path = folder / name
+        if not path.is_file() or not os.access(path, os.R_OK):
+            continue  # nothing that could be lost
+        with path.open(encoding="utf-8", errors="replace") as file:
+            begin = file.read(_BEGIN)
+        if begin and ours not in begin:
+            mistakes.add(f"--to {folder}", f"{path} was not written by squall verify: move it, or --to another folder")
 
 
 def _check_script(script: str) -> None:

@@ -32,14 +32,20 @@ CHECKS: tuple[CheckInfo, ...] = (
         "gradient",
         "is what the optimiser applies the gradient of the mean over all samples of the step?",
         (
-            *("Goyal et al. 2017, Remark 3", "kubeflow/pytorch-operator#122", "sparseml#135", "verl-SpeCo#29"),
+            *(
+                "Goyal et al. 2017, Remark 3",
+                "kubeflow/pytorch-operator#122",
+                "sparseml#135",
+                "verl-SpeCo#29",
+                "torchtitan#2323",
+            ),
             *("torchft#286", "apex#696", "fairseq#494"),
         ),
     ),
     CheckInfo(
         "accumulation",
         "does an update out of several backward passes weigh each of their samples alike?",
-        ("axolotl#1100", "mlx-lm#1413", "mlx-lm#1544", "OpenNMT-py#2209"),
+        ("axolotl#2262", "NVIDIA-NeMo/Automodel#2257", "AnimaLoraStudio#305", "OpenNMT-py#2209"),
     ),
     CheckInfo(
         "loss weighting",
@@ -59,17 +65,17 @@ CHECKS: tuple[CheckInfo, ...] = (
     CheckInfo(
         "clipping",
         "is it the gradient of the whole step, unscaled, that is clipped?",
-        ("Pascanu et al. 2013", "pytorch/examples#1196", "Lightning#9694", "returnn#1590"),
+        ("lczero-training#162", "pytorch/examples#1196", "Lightning#9694", "returnn#1590"),
     ),
     CheckInfo(
         "loss scaling",
         "is the factor of mixed precision taken out of the gradient before the update?",
-        ("Micikevicius et al. 2018, section 3.2", "nerfacc#307", "Applio#860"),
+        ("PyTorch: automatic mixed precision examples", "nerfacc#307", "Applio#860"),
     ),
     CheckInfo(
         "non-finite",
         "do all ranks do the same when one has a loss or a gradient that is not finite?",
-        ("WeatherGenerator#2718", "NeMo-Automodel#2468", "Lightning#5359"),
+        ("WeatherGenerator#2718", "NVIDIA-NeMo/Automodel#2468", "Lightning#5359"),
     ),
     CheckInfo(
         "rate",
@@ -79,7 +85,7 @@ CHECKS: tuple[CheckInfo, ...] = (
     CheckInfo(
         "epoch coverage",
         "is each sample seen once in an epoch, by one rank?",
-        ("Goyal et al. 2017, Remark 4", "LongLive#71", "torchft#292"),
+        ("Goyal et al. 2017, Remark 4", "LongLive#71", "Qwen3-VL#1971", "torchft#292"),
     ),
     CheckInfo(
         "epoch order",
@@ -99,7 +105,7 @@ CHECKS: tuple[CheckInfo, ...] = (
     CheckInfo(
         "mode",
         "is the model in training mode on all ranks at each update?",
-        ("pytorch-fcn#56", "joeynmt#184", "coRNN#1"),
+        ("pytorch-fcn#56", "pytorch-pfn-extras#688"),
     ),
     CheckInfo(
         "batch statistics",
@@ -109,7 +115,7 @@ CHECKS: tuple[CheckInfo, ...] = (
     CheckInfo(
         "weights",
         "do all ranks hold the same weights, from the start and after each update?",
-        ("Li et al. 2020, PyTorch Distributed",),
+        ("PyTorch: DistributedDataParallel, notes on the internal design",),
     ),
     CheckInfo(
         "evaluation",
@@ -119,7 +125,7 @@ CHECKS: tuple[CheckInfo, ...] = (
     CheckInfo(
         "determinism",
         "does a second run see the same samples and come to the same numbers?",
-        ("Qwen3-VL#1971",),
+        ("PyTorch: Reproducibility",),
     ),
     CheckInfo(
         "resume",

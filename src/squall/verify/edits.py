@@ -18,6 +18,8 @@ from pathlib import Path
 
 from squall.verify.finding import Edit, Place
 
+_COUNTS = ("range", "trange")
+_PASSES_ON = ("enumerate", "tqdm", "iter", "islice", "track")  # each of a loader's batches, one after the other
 _Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Module
 
 
@@ -32,11 +34,11 @@ def set_epoch(place: Place | None) -> tuple[Edit, ...]:
     sampler = file.sampler(loops[-1].iter, place.line)
     if sampler is None:
         return ()
-    for loop in reversed(loops[:-1]):
-        if isinstance(loop.target, ast.Name) and loop.target.id != "_":
-            return file.first_in(loop, f"{sampler}.set_epoch({loop.target.id})")
+    outer, counted = loops[:-1], _counted(loops[:-1])
+    if counted is not None and isinstance(counted.target, ast.Name) and counted.target.id != "_":
+        return file.before(loops[-1], f"{sampler}.set_epoch({counted.target.id})", after=counted)
     function = file.function(place.line)
-    if len(loops) == 1 and not isinstance(function, ast.Module) and _takes(function, "epoch"):
+    if not outer and not isinstance(function, ast.Module) and _takes(function, "epoch"):
         return file.before(loops[-1], f"{sampler}.set_epoch(epoch)")
     return ()
 
@@ -65,13 +67,13 @@ def train_mode(place: Place | None) -> tuple[Edit, ...]:
     file = _File.of(place)
     if file is None or place is None:
         return ()
-    statement, loops = file.statement(place.line), file.loops(place.line)
-    if statement is None or len(loops) < 2:
+    statement, loop = file.statement(place.line), _counted(file.loops(place.line)[:-1])
+    if statement is None or loop is None:
         return ()
     called = {ast.unparse(node.func) for node in ast.walk(statement) if isinstance(node, ast.Call)}
     methods = _methods(file.function(place.line))
     networks = called & {name for name, method, _ in methods if method in ("parameters", "train", "eval")}
-    return file.first_in(loops[-2], f"{networks.pop()}.train()") if len(networks) == 1 else ()
+    return file.before(loop.body[0], f"{networks.pop()}.train()", after=loop) if len(networks) == 1 else ()
 
 
 class _File:
@@ -121,20 +123,26 @@ class _File:
         Arguments:
             loader: what a loop goes over: the loader's name, also within `enumerate(...)` and progress bars.
         """
-        while isinstance(loader, ast.Call) and loader.args:
+        while isinstance(loader, ast.Call) and loader.args and ast.unparse(loader.func).split(".")[-1] in _PASSES_ON:
             loader = loader.args[0]
         name = ast.unparse(loader)
         if not _is_name(name):
             return None
-        for value in self._bound_to(name, line):
-            for keyword in value.keywords if isinstance(value, ast.Call) else ():
-                given = ast.unparse(keyword.value)
-                if keyword.arg == "sampler" and len(self._bound_to(given, line)) == 1:
-                    return given
-        return f"{name}.sampler"
+        values = self._bound_to(name, line)
+        bound = [one for one in values if isinstance(one, ast.Call) and ast.unparse(one.func).endswith("DataLoader")]
+        if len(bound) < len(values):
+            return None  # something around a loader, perhaps
+        given = [ast.unparse(word.value) for value in bound for word in value.keywords if word.arg == "sampler"]
+        if len(given) == len(bound) == 1 and len(self._bound_to(given[0], line)) == 1:
+            return given[0]
+        function = self.function(line)
+        known = bound or (not isinstance(function, ast.Module) and _takes(function, name))
+        return f"{name}.sampler" if known else None
 
     def _bound_to(self, name: str, line: int) -> list[ast.expr]:
-        """What a name that is seen at a line was bound to: in its function, else in the module."""
+        """What a name that is seen at a line was bound to: in its function, else in the module; attributes anywhere."""
+        if "." in name:
+            return [one.value for one in ast.walk(self.tree) if isinstance(one, ast.Assign) and _binds(one, name)]
         function = self.function(line)
         if not isinstance(function, ast.Module):
             here = _assigned(function, name)
@@ -142,29 +150,15 @@ class _File:
                 return here
         return _assigned(self.tree, name)
 
-    def first_in(self, loop: ast.For, code: str) -> tuple[Edit, ...]:
-        """A new first line of a loop."""
-        first, head = loop.body[0], loop.lineno
-        if first.lineno == head or (loop.iter.end_lineno or 0) != head:  # more, or less, than one line to show
+    def before(self, statement: ast.stmt, code: str, *, after: ast.For | None = None) -> tuple[Edit, ...]:
+        """A new line before a statement; where that is the first in the loop `after`, shown with that loop's line."""
+        line, text = statement.lineno, self.lines[statement.lineno - 1]
+        if text[: statement.col_offset].strip():  # it shares its line with another
             return ()
-        return (
-            Edit(mark=" ", line=head, text=self.lines[head - 1]),
-            Edit(mark="+", line=head + 1, text=f"{self._indent(first.lineno)}{code}"),
-        )
-
-    def before(self, statement: ast.stmt, code: str) -> tuple[Edit, ...]:
-        """A new line before a statement."""
-        line = statement.lineno
-        if self.lines[line - 1][: statement.col_offset].strip():  # it shares its line with another
-            return ()
-        return (
-            Edit(mark="+", line=line, text=f"{self._indent(line)}{code}"),
-            Edit(mark=" ", line=line + 1, text=self.lines[line - 1]),
-        )
-
-    def _indent(self, line: int) -> str:
-        text = self.lines[line - 1]
-        return text[: len(text) - len(text.lstrip())]
+        new = Edit(mark="+", line=line, text=text[: statement.col_offset] + code)
+        if after is not None and after.lineno == line - 1:
+            return Edit(mark=" ", line=line - 1, text=self.lines[line - 2]), new
+        return new, Edit(mark=" ", line=line + 1, text=text)
 
 
 def _own(node: ast.AST) -> Iterator[ast.AST]:
@@ -183,9 +177,18 @@ def _takes(function: ast.FunctionDef | ast.AsyncFunctionDef, name: str) -> bool:
     return any(argument.arg == name for argument in [*function.args.args, *function.args.kwonlyargs])
 
 
+def _counted(loops: Sequence[ast.For]) -> ast.For | None:
+    """The loop over epochs: the only one that counts, `for epoch in range(...)`."""
+    found = [loop for loop in loops if isinstance(loop.iter, ast.Call) and ast.unparse(loop.iter.func) in _COUNTS]
+    return found[0] if len(found) == 1 else None
+
+
 def _assigned(scope: _Function, name: str) -> list[ast.expr]:
-    found = [node for node in _own(scope) if isinstance(node, ast.Assign)]
-    return [node.value for node in found for target in node.targets if ast.unparse(target) == name]
+    return [node.value for node in _own(scope) if isinstance(node, ast.Assign) and _binds(node, name)]
+
+
+def _binds(assignment: ast.Assign, name: str) -> bool:
+    return any(ast.unparse(target) == name for target in assignment.targets)
 
 
 def _is_name(text: str) -> bool:

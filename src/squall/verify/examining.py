@@ -75,12 +75,13 @@ def examine(
         if resumes and runs[0].usable and "resume" in wanted:
             killed = trials.interrupted(processes[0], also=tuple(processes[1:2]))
     usable = [trial for trial in runs if trial.usable]
+    unseen = [_unseen(trial.run) for trial in usable if trial.run is not None]
     seen = [trial.run for trial in [trial for trial in runs if _whole(trial)] or usable if trial.run is not None]
     findings: list[Finding] = []
     if seen:
         training = Training(seen, again.run if again is not None else None, script)
         for name in wanted:
-            findings.append(_sourced(_resume(training, killed) if name == "resume" else _judged(name, training)))
+            findings.append(_sourced(_judged(name, training, killed)))
     observed = min(epochs, _epochs(seen[0])) if seen else 0
     return Verdict(
         script=shown(script) if program.tree is not None else script,
@@ -92,20 +93,25 @@ def examine(
         seconds=time.monotonic() - started,
         reference=REFERENCE,
         findings=tuple(findings),
-        troubles=tuple(_once([trouble for trial in runs for trouble in trial.troubles])),
+        troubles=tuple(
+            _once([*(trouble for trial in runs for trouble in trial.troubles), *(one for one in unseen if one)])
+        ),
     )
 
+
+_Killed = tuple[Trial, dict[int, Trial]]
+"""A run that was killed, and those that went on from there, by their numbers of processes."""
 
 _TOGETHER = {"loss weighting", "weights", "epoch coverage", "evaluation", "batch statistics", "augmentation", "mode"}
 """Checks that hold ranks against each other."""
 
 
-def _judged(name: str, training: Training) -> Finding:
+def _judged(name: str, training: Training, killed: _Killed | None) -> Finding:
     """What a check finds; one that cannot cope is not run, and does not hide the others."""
     if name in _TOGETHER and separate(training) is not None:
         return Finding(check=name, outcome="--", says="the processes never meet: see gradient")
     try:
-        return BY_NAME[name](training)
+        return _resume(training, killed) if name == "resume" else BY_NAME[name](training)
     except Exception as error:
         said = f"{type(error).__name__}: {error}"
         return Finding(check=name, outcome="--", says=f"could not judge this training ({said}): please report it")
@@ -115,7 +121,7 @@ def _whole(trial: Trial) -> bool:
     return trial.usable and not any(trouble.fatal for trouble in trial.troubles)
 
 
-def _resume(training: Training, killed: tuple[Trial, dict[int, Trial]] | None) -> Finding:
+def _resume(training: Training, killed: _Killed | None) -> Finding:
     """What came of the kill, if it was asked for."""
     if killed is None:
         return Finding(check="resume", outcome="--", says="not asked for: --resume kills it and starts it again")
@@ -181,6 +187,20 @@ def _sourced(finding: Finding) -> Finding:
     if finding.outcome != "FAIL" or finding.known:
         return finding
     return replace(finding, known=_KNOWN.get(finding.check, ())[:_QUOTED])
+
+
+def _unseen(run: Run) -> Trouble | None:
+    """What the observer itself could not cope with: it has left the training alone, and seen less of it."""
+    failed = {event["hook"]: event for rank in run.ranks for event in rank.of("blind")}
+    if not failed:
+        return None
+    return Trouble(
+        what="partly unseen",
+        says="a part of the training could not be observed, and what follows may lack it: please report it",
+        processes=run.processes,
+        rows=tuple((f"{hook}, {event['times']} times", event["error"]) for hook, event in failed.items()),
+        fatal=False,
+    )
 
 
 def _once(found: Sequence[Trouble]) -> list[Trouble]:

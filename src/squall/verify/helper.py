@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from squall.errors import Mistakes
 from squall.verify.catalogue import chosen
 from squall.verify.finding import Verdict
+from squall.verify.masking import masked
 from squall.verify.text import stories
 
 
@@ -56,8 +58,10 @@ def assert_right(
     allowed = chosen(allow, mistakes, "allow")
     only = None if checks is None else chosen(checks, mistakes, "checks")
     mistakes.raise_if_any()
+    from squall.verify import devices
     from squall.verify.examining import examine
 
+    processes, left_out = devices.fitting(processes, devices.count())
     verdict = examine(
         script,
         arguments,
@@ -69,7 +73,9 @@ def assert_right(
         resumes=resumes,
         resume_with=resume_with,
     )
+    if left_out:
+        verdict = replace(verdict, troubles=(*left_out, *verdict.troubles))
     failed = [finding.check for finding in verdict.fails if finding.check not in allowed]
     if failed or any(trouble.fatal for trouble in verdict.troubles):
-        raise AssertionError(stories(verdict, allow=allowed))
+        raise AssertionError(stories(replace(verdict, arguments=tuple(masked(verdict.arguments))), allow=allowed))
     return verdict

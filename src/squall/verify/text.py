@@ -1,7 +1,7 @@
 """A verdict as a person reads it on a terminal: a header, troubles, a line for each check, the story of each failure.
 
     squall verify: train.py (DistributedDataParallel, gloo), 2 and 4 processes, 2 epochs x 6 steps, 41 s
-    reference: every rank's own batches, replayed one after another in one process
+    reference: each rank's own gradients, taken before any reduction, added up in one process in float64
 
       epoch order       FAIL   epoch 2 repeats epoch 1: 1,440 of 1,440 positions equal
       augmentation      ok     no two ranks or epochs share a stream

@@ -1,7 +1,7 @@
 """The traces of one run of a training, read back: what each rank saw, and which updates belong together.
 
 Updates of different ranks belong together if they end the same number of backward passes: a rank that leaves out an
-update shows as a gap, and does not shift those that follow.
+update shows as a gap, and does not shift those that follow. `matching` says what is done where ranks differ in passes.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class Rank:
         events: in order; the number of an event is its place.
         items: one row a sample that was read: worker (-1 for the rank itself), data, pass, index, hash of the states
             that it drew from, hash of the seeds that it gave, hash of what it holds, whether it is as stored.
+        in_order: whether updates of different ranks are told by their order: there are as many, and passes are not.
     """
 
     number: int
@@ -36,6 +37,7 @@ class Rank:
     events: Sequence[Event]
     arrays: Mapping[str, Array] = field(repr=False)
     items: Array = field(repr=False)
+    in_order: bool = False
 
     def of(self, *kinds: str) -> list[Event]:
         """The events of some kinds, in order."""
@@ -89,7 +91,9 @@ class Rank:
 
     def key(self, step: Event) -> tuple[int, int]:
         """What tells which updates of other ranks belong to this one: optimiser, last backward pass."""
-        if self.about.get("lockstep"):  # ranks may have different numbers of passes, and the same of updates
+        if self.in_order or self.about.get(
+            "lockstep"
+        ):  # ranks may have different numbers of passes, and the same of updates
             return step["optimizer"], self._places[step["n"]]
         backwards = self.contributing(step)
         if not backwards:  # gradients by torch.autograd.grad: nothing tells but their order
@@ -202,7 +206,7 @@ class Run:
 
 
 def read(folder: Path, processes: int) -> Run:
-    """The traces of all ranks of a job's folder.
+    """The traces of all ranks of a job's folder, as each has left it.
 
     Raises:
         FileNotFoundError: a rank has left none.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -9,14 +10,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from squall.errors import RunError
+from squall.verify import trackers
 from squall.verify.checks.training import count
 from squall.verify.finding import Trouble
+from squall.verify.matching import matched
 from squall.verify.observe.interrupting import KILL
+from squall.verify.observe.journal import ASIDE
 from squall.verify.program import Program
-from squall.verify.restoring import restore
+from squall.verify.requests import requests
+from squall.verify.restoring import Restored, is_all_back, restore
 from squall.verify.stage import Ended, Job, Stage
 from squall.verify.trace import Run, read
-from squall.verify.troubles import troubles
+from squall.verify.troubles import of_files, troubles
 
 _PATIENCE = 0.25  # of the limit: for the epochs after those that are observed
 
@@ -83,7 +89,7 @@ class Trials:
 
     def _run(self, processes: int, options: dict[str, object], why: str) -> Trial:
         self.say(f"{count(processes, 'process')}{f', {why}' if why else ''} ...")
-        with _folder() as folder:
+        with requests() as asked, _job_folder() as folder:
             job = Job(
                 main="squall.verify.observe.rank:main",
                 options={
@@ -95,15 +101,20 @@ class Trials:
                 processes=processes,
                 folder=folder,
                 limit_s=self.limit_s,
+                environment=trackers.offline(os.environ, folder),
+                without_owner="squall.verify.restoring:restore",
             )
             try:
-                ended = self.stage.run(job)
+                with asked.heard():
+                    ended = self.stage.run(job)
             finally:
-                restore(folder)
+                restored = restore(folder)
+                _raise_if_left(restored, folder)
             note = folder / KILL
             killed_at = int(note.read_text(encoding="utf-8")) if note.exists() else None
             run = None if killed_at is not None else _traces(folder, processes)
             found = [] if killed_at is not None else troubles(self.program.given, ended, run, self.limit_s)
+            found = of_files(self.program.given, restored, processes, found)
         return Trial(run, found, ended, killed_at)
 
 
@@ -113,8 +124,30 @@ def _folder() -> Iterator[Path]:
         yield Path(name)
 
 
+@contextmanager
+def _job_folder() -> Iterator[Path]:
+    """A folder that stays if it holds copies of files that could not be put back."""
+    folder = Path(tempfile.mkdtemp(prefix="squall-verify-"))
+    try:
+        yield folder
+    finally:
+        if is_all_back(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _raise_if_left(restored: Restored, folder: Path) -> None:
+    if not restored.left:
+        return
+    number = len(restored.left)
+    raise RunError(
+        f"{number} of your files could not be put back as {'it was' if number == 1 else 'they were'}",
+        [(path, f"{why}{f'; it lies in {lies}' if lies else ''}") for path, why, lies in restored.left],
+        f"all that was put aside stays in {folder / ASIDE}",
+    )
+
+
 def _traces(folder: Path, processes: int) -> Run | None:
     try:
-        return read(folder, processes)
+        return Run(processes, matched(read(folder, processes).ranks))
     except FileNotFoundError:
         return None

@@ -6,16 +6,22 @@ user's: the innermost of the error's frames, or of the stack where a rank was wh
 
 from __future__ import annotations
 
+import shlex
 import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from squall import units
+from squall.verify import devices
 from squall.verify.checks.training import shown
 from squall.verify.finding import Place, Trouble
+from squall.verify.masking import masked, masked_line
 from squall.verify.observe.recorder import is_users
+from squall.verify.restoring import Restored
 from squall.verify.stage import Ended, RankEnd
 from squall.verify.trace import Run
 
+_LISTED = 5
 _SPAWNED = "OwnProcessesError"
 _LOST = ("closed by peer", "reset by peer", "distbackenderror", "distnetworkerror", "diststoreerror", "gloo", "nccl")
 
@@ -43,7 +49,7 @@ def troubles(script: str, ended: Ended, run: Run | None, limit_s: float) -> list
                 what="left processes behind",
                 says=f"{name} left {len(ended.left_behind)} processes behind with {_count(processes)}; they were ended",
                 processes=processes,
-                rows=tuple((f"process {pid}", command[:200]) for pid, command in ended.left_behind[:5]),
+                rows=tuple((f"process {pid}", _command(words)[:200]) for pid, words in ended.left_behind[:5]),
                 fatal=False,
             )
         )
@@ -82,7 +88,7 @@ def _failed(name: str, ended: Ended, failed: Sequence[RankEnd], run: Run | None)
         place = None
         rows.append((f"rank {first.rank}", f"left with exit status {first.status}"))
         what, says = "ended early", f"{name} ended early with {_count(processes)}"
-        rows += [("", line) for line in first.last_lines[-3:]]
+        rows += [("", masked_line(line)) for line in first.last_lines[-3:]]
     others = [rank.rank for rank in ended.ranks if rank.ended_by_us]
     if others:
         rows.append(
@@ -90,7 +96,61 @@ def _failed(name: str, ended: Ended, failed: Sequence[RankEnd], run: Run | None)
         )
     if run is not None and any(event["run"] and len(event["run"]) < event["batches"] for event in run.first.of("pass")):
         rows.append(("note", "long epochs are cut, and len(loader) says so: try --steps 200 if that is the cause"))
+    if 0 < (gpus := devices.count()) < processes:
+        rows.append(("note", f"this machine has {gpus} GPU{'' if gpus == 1 else 's'}: {devices.ON_CPU}"))
     return Trouble(what=what, says=says, place=place, processes=processes, rows=tuple(rows))
+
+
+def of_files(script: str, restored: Restored, processes: int, found: Sequence[Trouble]) -> list[Trouble]:
+    """With what is to be said of the user's files.
+
+    Arguments:
+        found: the troubles of the run; where a file could not be put aside, that is why it could not go on.
+    """
+    name = shown(script) if script.endswith(".py") else script
+    added = []
+    if restored.refused:
+        ended = [trouble for trouble in found if trouble.what in ("crashed", "ended early", "never stepped")]
+        found = [trouble for trouble in found if trouble not in ended]
+        added.append(
+            Trouble(
+                what="file not kept",
+                says=f"{name} was stopped before it changed a file of which no copy could be made",
+                place=next((trouble.place for trouble in ended), None),
+                processes=processes,
+                rows=(
+                    *((path, f"{units.megabytes(size)}: {why}") for path, size, why in restored.refused[:5]),
+                    ("rule", "what a run changes is copied first, and put back afterwards"),
+                    ("to do", "TMPDIR=FOLDER squall verify ... where there is room for the copy; or let it write"),
+                    ("", "to another place (-- --out {folder}); or open what it only reads for reading (mode='r')"),
+                ),
+                fatal=bool(ended),
+            )
+        )
+    if restored.stay:
+        more = len(restored.stay) - _LISTED
+        added.append(
+            Trouble(
+                what="new files elsewhere",
+                says=f"{name} has written new files that stay; the next run finds them",
+                processes=processes,
+                rows=(
+                    *(("new", path) for path in restored.stay[:_LISTED]),
+                    *([("", f"and {more} more")] if more > 0 else []),
+                    ("to do", "if it goes on from them: another place for each run, as in -- --out {folder}"),
+                ),
+                fatal=False,
+            )
+        )
+    return [*added, *found]
+
+
+def _command(words: str) -> str:
+    """A command line without its secrets."""
+    try:
+        return shlex.join(masked(shlex.split(words)))
+    except ValueError:
+        return masked_line(words)
 
 
 def _is_consequence(rank: RankEnd) -> bool:

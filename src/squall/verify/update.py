@@ -5,14 +5,14 @@ scaler or a clip. What the optimiser was given is held against that sum, element
 
     applied = ratio x (sum of all ranks' own gradients)      ratio 1/P under DDP: a mean over ranks
 
-and with the factor by which each term enters each rank's loss follows the weight with which a mean over the samples
-enters the update: `scale`, 1 where the update is the gradient of that mean.
+With the factor by which each term enters each rank's loss follows the weight with which a mean over the samples enters
+the update (`checks/mixing.py`): 1 where the update is the gradient of that mean.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -23,6 +23,9 @@ from squall.verify.trace import Array, Event, Rank, Run
 TOLERANCE = 1e-4
 """Relative difference up to which float32 arithmetic explains what was found."""
 
+_SUMS = {"float32": 50 * TOLERANCE, "float64": 50 * TOLERANCE}
+_SUMS_OF_HALF = 5e-2  # of gradients in float16 or bfloat16, which are added up in it over batches and ranks
+
 
 @dataclass(frozen=True)
 class Term:
@@ -30,9 +33,12 @@ class Term:
 
     Attributes:
         slot: which term of its batch it is, counted from 0 over all backward passes of the batch.
-        weight: with which a mean over its units enters the loss: the factor of a mean, factor x units of a sum.
+        weight: with which a mean over its units enters the loss: the factor of a mean, factor x units of a sum. It has
+            no sign: a loss may be minus the mean of something, or the mean of minus that.
         unit: the weight of one unit (a sample, a token, an output).
         units: how many.
+        node, of: the kind of node that it is, and what that adds up: "MeanBackward0" of "Pow".
+        constants: what it was multiplied by; `divisors`: what it was divided by, which is among them as 1 / divisor.
     """
 
     slot: int
@@ -40,7 +46,10 @@ class Term:
     unit: float
     units: float
     how: str
+    node: str
+    of: str
     constants: tuple[float, ...]
+    divisors: tuple[float, ...]
     weighted: bool
 
 
@@ -77,23 +86,33 @@ class Share:
         for group in self.batches:
             found: list[Term] = []
             for backward in group:
-                for term in backward.get("terms", ()):
+                slots: dict[int, int] = {}  # of the terms of this backward pass
+                for place, term in enumerate(backward.get("terms", ())):
                     if term.get("penalty"):
                         continue
                     units = term.get("units")
                     if term["how"] == "opaque" or term["factor"] is None or not units:
                         return None
-                    factor = float(term["factor"])
+                    factor = abs(float(term["factor"]))
                     mean = term["how"] == "mean"
                     total = float(term.get("total") or units)
+                    slot = slots[place] = slots.get(term.get("part_of", -1), len(found))
+                    if slot < len(found):
+                        whole = found[slot]
+                        part = factor * term["each"] * (1.0 if mean else whole.units)
+                        found[slot] = replace(whole, weight=whole.weight + part)
+                        continue
                     found.append(
                         Term(
-                            slot=len(found),
+                            slot=slot,
                             weight=factor if mean else factor * units,
                             unit=factor / total if mean else factor,
                             units=float(units),
                             how=term["how"],
+                            node=term.get("node", ""),
+                            of=term.get("of", ""),
                             constants=tuple(term["constants"]),
+                            divisors=tuple(term.get("divisors", ())),
                             weighted=bool(term.get("weighted")),
                         )
                     )
@@ -196,25 +215,17 @@ class Update:
     def reduced(self) -> bool:
         """Whether what was applied is a multiple of the sum over ranks, the same on all."""
         ratios = [one.ratio for one in self.matches]
-        return all(one.difference < 50 * TOLERANCE for one in self.matches) and close(min(ratios), max(ratios), 1e-3)
+        return all(one.difference < self.tolerance for one in self.matches) and close(min(ratios), max(ratios), 1e-3)
+
+    @property
+    def tolerance(self) -> float:
+        """The relative difference that adding up gradients explains, in the number format that they have."""
+        return _SUMS.get(self.step.get("format", "float32"), _SUMS_OF_HALF)
 
     @cached_property
     def ratio(self) -> float:
         """Applied over the sum of all ranks."""
         return float(numpy.median([one.ratio for one in self.matches]))
-
-    @cached_property
-    def scales(self) -> list[float] | None:
-        """For each term: the weight of a mean over its units in the update, the mean over ranks counted as DDP does."""
-        totals: list[float] = []
-        for share, one in zip(self.shares, self.matches, strict=True):
-            if share.terms is None:
-                return None
-            for batch in share.terms:
-                for term in batch:
-                    totals += [0.0] * (term.slot + 1 - len(totals))
-                    totals[term.slot] += one.ratio * term.weight
-        return totals or None
 
     @cached_property
     def window(self) -> int:
@@ -229,14 +240,16 @@ class Update:
     @cached_property
     def scaling(self) -> float:
         """The loss scale that entered; 1 without."""
-        rank, first = self.shares[0].rank, self.shares[0].backwards
-        if not first:
+        rank, passes = self.shares[0].rank, self.shares[0].backwards
+        if not passes:
             return 1.0
-        found = 1.0
-        for event in rank.of("scaler"):
-            if event["what"] == "scale" and first[0]["n"] - 3 <= event["n"] < first[-1]["n"]:
-                found = float(event["scale"])
-        return found
+        before = max((step["n"] for step in rank.steps if step["n"] < passes[0]["n"]), default=-1)
+        scales = [
+            float(event["scale"])
+            for event in rank.of("scaler")
+            if event["what"] == "scale" and before < event["n"] < passes[-1]["n"]
+        ]
+        return scales[-1] if scales else 1.0
 
 
 def updates(run: Run) -> list[Update]:
@@ -248,7 +261,8 @@ def updates(run: Run) -> list[Update]:
             for rank, step in zip(run.ranks, steps, strict=True)
         ]
         if not shares[0].backwards or any(
-            not share.backwards and not run.first.about.get("lockstep") for share in shares
+            not share.backwards and not run.first.about.get("lockstep")
+            for share in shares  # Squall's may have none
         ):
             continue
         names = [int(index) for index in shares[0].step["from"]]

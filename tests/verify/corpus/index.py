@@ -334,7 +334,7 @@ WRONG: tuple[Case, ...] = (
         "accumulation",
         twin="sine_accum_b.py",
         why="the last partial window is carried into the next epoch's first update, and divided by its samples alone",
-        source="mlx-lm#1413",
+        source="AnimaLoraStudio#305",
     ),
     _wrong(
         "sine_accum_c.py",
@@ -342,7 +342,7 @@ WRONG: tuple[Case, ...] = (
         also=("epoch coverage",),
         twin="sine_accum_b.py",
         why="the last partial window is dropped: 1 of 46 micro-batches of each epoch at P=2",
-        source="mlx-lm#1544",
+        source="NVIDIA-NeMo/Automodel#2257",
     ),
     _wrong(
         "squall_loop_a.py",
@@ -377,7 +377,7 @@ WRONG: tuple[Case, ...] = (
         "accumulation",
         twin="topic_accum_c.py",
         why="not divided by the number of micro-batches: gradient x 4, x 2 or x 1 in the last window",
-        source="axolotl#1100",
+        source="axolotl#2262",
     ),
     _wrong(
         "topic_accum_d.py",

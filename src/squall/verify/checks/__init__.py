@@ -11,8 +11,9 @@ from squall.verify.checks.decay import weight_decay
 from squall.verify.checks.finite import non_finite
 from squall.verify.checks.gradient import gradient
 from squall.verify.checks.measuring import evaluation
+from squall.verify.checks.mode import mode
 from squall.verify.checks.momentum import momentum
-from squall.verify.checks.network import batch_statistics, mode, parameters, weights
+from squall.verify.checks.network import batch_statistics, parameters, weights
 from squall.verify.checks.rate import rate
 from squall.verify.checks.repeating import determinism
 from squall.verify.checks.resume import Resumed, resume

@@ -1,7 +1,7 @@
 """Accumulation: does an update of several batches weigh each of their samples alike, and lose none?
 
 A batch's gradients may be thrown away before an update, carried into the next epoch's first, applied in two updates, or
-divided by the number of batches twice, or not at all.
+divided by the number of batches twice, or not at all (`dividing.py`).
 """
 
 from __future__ import annotations
@@ -10,79 +10,103 @@ from collections.abc import Sequence
 
 import numpy
 
-from squall.verify.checks.law import law, spans, usable
-from squall.verify.checks.training import Training, count, numbers, times
+from squall.verify.checks.dividing import dividing
+from squall.verify.checks.law import laws, spans, usable
+from squall.verify.checks.mixing import scales
+from squall.verify.checks.training import Training, count
 from squall.verify.finding import Finding
-from squall.verify.trace import Run
+from squall.verify.trace import Event, Rank, Run
 from squall.verify.update import Update, close
+
+_EQUAL = 2e-3
 
 
 def accumulation(training: Training) -> Finding:
     """Does an update of several batches weigh each of their samples alike, and lose none?"""
     found = usable(training)
-    lost = _dropped(training) or _again(training)
-    if lost is not None:
-        return lost
-    crossing = [update for update in found if spans(update)]
-    if crossing and not all(_weighs_one(update) for update in crossing):
-        update = crossing[0]
-        return Finding(
-            check="accumulation",
-            outcome="FAIL",
-            says=f"update {update.number} holds {update.window} batches of two epochs",
-            place=training.place(update.step),
-            expected="the last window of an epoch is applied in it, divided by what it holds",
-            found=f"its gradients stay until the next epoch's first update, of {update.window} batches on a rank, "
-            f"whose mean then weighs {(update.scales or [0.0])[0]:.3g} instead of 1",
-            effect="one update an epoch is too large, and made with weights that are gone",
-            change="step also after an epoch's last batch, and divide by the batches of that window",
-            known=("mlx-lm#1413",),
-        )
+    wrong = _dropped(training) or _again(training) or _carried(training, found)
+    if wrong is not None:
+        return wrong
     many = [update for update in found if update.window > 1]
     if not many:
         return Finding(check="accumulation", outcome="--", says="one batch an update")
-    many = [update for update in many if update.reduced and update.scales is not None]
-    if not many:
+    one_set = [update for update in many if len(_sets(update)) < 2]
+    if not one_set:
+        says = f"an update holds batches of {len(_sets(many[0]))} data sets, each with a loss of its own"
+        return Finding(check="accumulation", outcome="--", says=says)
+    read = [update for update in one_set if scales(update) is not None]
+    if not read:
         return Finding(check="accumulation", outcome="--", says="the loss could not be read")
-    return _divided(training, many, [update for update in found if update.reduced and not spans(update)])
+    whole = [update for update in found if scales(update) is not None and not spans(update)]
+    fitted = laws(whole)
+    judged = []
+    for optimizer in dict.fromkeys(update.key[0] for update in read):
+        mine = [update for update in read if update.key[0] == optimizer]
+        judged.append(dividing(training, mine, fitted.get((optimizer, 0))))
+    return max(judged, key=lambda finding: ("ok", "note", "FAIL").index(finding.outcome))
 
 
-def _weighs_one(update: Update) -> bool:
-    return update.scales is not None and close(update.scales[0], 1.0, 2e-3)
+def _sets(update: Update) -> set[int]:
+    """The data sets that an update's batches come from."""
+    share = update.shares[0]
+    batches = [group[0].get("batch") for group in share.batches]
+    return {share.rank.events[batch]["data"] for batch in batches if batch is not None}
 
 
 def _dropped(training: Training) -> Finding | None:
-    """Batches whose gradients nothing has applied."""
+    """Batches whose gradients nothing has applied, of passes over the data in which others were applied."""
     for run in training.runs:
         rank = run.first
-        applied = {number for step in rank.steps for part in step["from"].values() for number in part}
-        finite = {event["n"] for event in rank.backwards if event.get("loss") is None or numpy.isfinite(event["loss"])}
-        thrown = []
-        for event in rank.backwards:
-            for numbers_ in event.get("dropped", {}).values():
-                thrown += [number for number in numbers_ if number not in applied and number in finite]
-        if not applied:
-            continue
-        skipped = {event["n"] for event in rank.of("scaler") if event["what"] == "skipped"}
-        used = {rank.events[number].get("batch") for number in applied if number >= 0}  # SAM looks twice, LBFGS often
-        thrown = [n for n in thrown if rank.events[n].get("batch") not in used and not rank.events[n].get("closure")]
-        lost = sorted(set(thrown))
-        lost = [number for number in lost if not _somewhere_not_finite(run, rank.ordinal(number))]
-        if lost and not skipped:
-            event = rank.events[lost[0]]
+        applied = {number for step in rank.steps for part in step["from"].values() for number in part if number >= 0}
+        used = {rank.events[number].get("batch") for number in applied}  # SAM looks twice, LBFGS often
+        trained = {_pass(rank, batch) for batch in used}
+        dropped = {number for event in rank.backwards for part in event.get("dropped", {}).values() for number in part}
+        lost = [
+            number
+            for number in sorted(dropped - applied)
+            if (batch := rank.events[number].get("batch")) not in used
+            and _pass(rank, batch) in trained
+            and not rank.events[number].get("closure")
+            and not _skipped(rank, number)
+            and not _somewhere_not_finite(run, rank.ordinal(number))
+        ]
+        if lost:
             return Finding(
                 check="accumulation",
                 outcome="FAIL",
                 says=f"the gradients of {len(lost)} of {len(rank.backwards)} backward passes are thrown away",
-                place=training.place(event),
+                place=training.place(rank.events[lost[0]]),
                 expected="every batch of an epoch enters an update",
-                found=f"with {run.processes} processes, {count(len(lost), 'batch')} of rank "
-                "0 had a backward pass, and then the gradients were emptied without an update",
+                found=f"with {count(run.processes, 'process')}, {count(len(lost), 'batch')} of rank 0 had a backward "
+                "pass, and then the gradients were emptied without an update",
                 effect="these samples are read and computed for nothing, each epoch others",
                 change="step also after an epoch's last batch, and divide by the batches of that window",
-                known=("mlx-lm#1544",),
+                known=("NVIDIA-NeMo/Automodel#2257", "ultralytics#11217"),
             )
     return None
+
+
+def _pass(rank: Rank, batch: int | None) -> int | None:
+    """The pass over the data that a batch belongs to."""
+    return None if batch is None else rank.events[batch].get("of")
+
+
+def _skipped(rank: Rank, number: int) -> bool:
+    """Whether a loss scaler left out the update after a backward pass."""
+    ends = [step["n"] for step in rank.of("step")]
+    skips = [event["n"] for event in rank.of("scaler") if event["what"] == "skipped"]
+    after = [end for end in (*ends, *skips) if end > number]
+    return bool(after) and min(after) in skips
+
+
+def _somewhere_not_finite(run: Run, ordinal: int) -> bool:
+    """Whether any rank's loss or gradient in the same backward pass was not a number."""
+    return any(_broken(rank.backwards[ordinal]) for rank in run.ranks if ordinal < len(rank.backwards))
+
+
+def _broken(backward: Event) -> bool:
+    loss = backward.get("loss")
+    return not backward.get("finite", True) or (loss is not None and not numpy.isfinite(loss))
 
 
 def _again(training: Training) -> Finding | None:
@@ -100,83 +124,46 @@ def _again(training: Training) -> Finding | None:
                     says="gradients are applied again and again: they are not emptied after an update",
                     place=training.place(step),
                     expected="each batch enters one update",
-                    found=f"at update {rank.steps.index(step)} with {run.processes} processes the gradients hold "
-                    f"{len(step['from'][twice[0]])} backward passes, and some were applied before",
+                    found=f"at update {rank.steps.index(step)} with {count(run.processes, 'process')} the gradients "
+                    f"hold {len(step['from'][twice[0]])} backward passes, and some were applied before",
                     effect="a sum over all batches since the last zero_grad, as if by a momentum of 1, at weights that "
                     "are gone",
                     change="optimizer.zero_grad() before each update's first backward pass",
+                    known=("pytorch#47175",),
                 )
             before[step["optimizer"]] = step["from"]
     return None
 
 
-def _somewhere_not_finite(run: Run, ordinal: int) -> bool:
-    """Whether any rank's loss in the same backward pass was not a number."""
-    for rank in run.ranks:
-        if ordinal < len(rank.backwards):
-            loss = rank.backwards[ordinal].get("loss")
-            if loss is not None and not numpy.isfinite(loss):
-                return True
-    return False
-
-
-def _divided(training: Training, many: Sequence[Update], whole: Sequence[Update]) -> Finding:
-    one = law(training, whole)
-    last = many[0]
-    windows = sorted({update.window for update in many})
-    if one is not None and one.kind == "batches" and close(one.constant * max(windows), 1.0, 2e-3):
+def _carried(training: Training, found: Sequence[Update]) -> Finding | None:
+    """Updates that hold batches of two epochs, and weigh otherwise than those that do not."""
+    for update in found:
+        if not spans(update):
+            continue
+        weights, usual = scales(update), _usual(update, found)
+        if weights is None or usual is None or close(weights[0], usual, _EQUAL):
+            continue
         return Finding(
             check="accumulation",
-            outcome="ok",
-            says=f"{numbers(windows)} batches an update, divided by {max(windows)}: an incomplete window moves less",
+            outcome="FAIL",
+            says=f"update {update.number} holds {update.window} batches of two epochs",
+            place=training.place(update.step),
+            expected="the last window of an epoch is applied in it, divided by what it holds",
+            found="its gradients stay until the next epoch's first update, which holds "
+            f"{count(update.window, 'batch')} on a rank and weighs {weights[0]:.3g}, where others weigh {usual:.3g}",
+            effect="one update an epoch is too large, and made with weights that are gone",
+            change="step also after an epoch's last batch, and divide by the batches of that window",
+            known=("AnimaLoraStudio#305",),
         )
-    if one is not None and one.kind == "batches" and close(one.constant * max(windows) ** 2, 1.0, 2e-3):
-        over = False
-    elif one is not None and one.kind == "batches":
-        over = one.factor(last) > 1
-    elif one is not None and one.kind == "one" and not close(one.constant, 1.0, 2e-3) and len(windows) == 1:
-        divided = _divisions(last)
-        if divided == 1:
-            return _fine(last, windows, one.constant)
-        over = divided == 0
-        if divided == 0 and one.constant < last.window / 2:
-            return _fine(last, windows, one.constant)
-    elif one is not None and one.kind in ("processes", "scale", "samples"):
-        return Finding(
-            check="accumulation", outcome="ok", says=f"{numbers(windows)} batches an update, all weigh alike"
-        )
-    else:
-        return _fine(last, windows, 1.0 if one is None else one.constant)
-    found = (last.scales or [0.0])[0]
-    return Finding(
-        check="accumulation",
-        outcome="FAIL",
-        says=f"{times(found)}: "
-        + ("not divided by" if over else "divided twice by")
-        + f" the {last.window} batches of an update",
-        place=training.place(last.shares[0].backwards[-1]),
-        expected=f"the mean over {last.window} batches: each loss divided by {last.window}, once",
-        found=f"the gradient of that mean, {times(found)}",
-        effect=f"the rate acts as if it were {times(found)}; clipping and weight decay see another gradient",
-        change=f"divide the loss by {last.window}, the batches of the window"
-        if over
-        else "divide by hand or let the framework do it: one of them",
-        known=("axolotl#1100",) if over else (),
-    )
+    return None
 
 
-def _divisions(update: Update) -> int:
-    """How often the loss or the gradient was divided by the number of batches of the update."""
-    terms = update.shares[0].terms or [[]]
-    wanted = 1 / update.window
-    inside = sum(close(constant, wanted, 1e-4) for constant in terms[0][0].constants) if terms[0] else 0
-    return inside + int(close(update.ratio * update.processes * update.scaling, wanted, 2e-3))
-
-
-def _fine(update: Update, windows: Sequence[int], constant: float) -> Finding:
-    factor = "" if close(constant, 1.0, 2e-3) else f", {times(constant)} in the loss"
-    return Finding(
-        check="accumulation",
-        outcome="ok",
-        says=f"{numbers(windows)} batches an update, {count(update.samples, 'sample')}, divided once{factor}",
-    )
+def _usual(update: Update, found: Sequence[Update]) -> float | None:
+    """What updates of one epoch weigh, of as many batches if there are such; None where they differ."""
+    others = [one for one in found if one.run is update.run and one.key[0] == update.key[0] and not spans(one)]
+    alike = [one for one in others if one.window == update.window] or others
+    weights = [scales(one) for one in alike]
+    first = [one[0] for one in weights if one is not None]
+    if not first or len(first) < len(weights) or not close(min(first), max(first), _EQUAL):
+        return None
+    return float(numpy.median(first))

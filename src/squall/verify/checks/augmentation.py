@@ -87,26 +87,29 @@ def _shared(training: Training, run: Run, rows: Array, column: int) -> Finding |
         change = "seed what the data set draws from with the rank in it (seed + rank), or by (seed, epoch, index)"
         if "Accelerate" in run.first.about.get("frameworks", ()):
             change = "set_seed(seed, device_specific=True) before the loaders are read: ranks draw other numbers"
+        known = ("transformers#37932",)
     elif one[_WORKER] != other[_WORKER]:
         who = "loader processes share their random numbers"
         found = f"sample {one[_INDEX]} in loader process {one[_WORKER]} and sample {other[_INDEX]} in {other[_WORKER]}"
         effect = "each loader process starts from a copy of the same generator, every epoch"
         change = "make the generator anew in worker_init_fn, from get_worker_info().seed and the rank"
+        known = ("pytorch#5059",)
     else:
         who = "epochs share their random numbers"
         found = f"sample {one[_INDEX]} in epoch {one[_PASS] + 1} and sample {other[_INDEX]} in epoch {other[_PASS] + 1}"
         effect = "the same numbers come back in each epoch: little more than one look at each sample"
         change = "do not seed again in each epoch, or seed by (seed, epoch, index)"
+        known = ("Lightning#20412",)
     return Finding(
         check="augmentation",
         outcome="FAIL",
         says=f"{who}: {len(pairs):,} of {len(rows):,} samples got those of another",
         place=training.place(_pass(run)),
         expected="each sample draws numbers that no other gets",
-        found=f"with {run.processes} processes {found} drew from generators in the same state",
+        found=f"with {count(run.processes, 'process')} {found} drew from generators in the same state",
         effect=effect,
         change=change,
-        known=("pytorch#5059", "transformers#37932"),
+        known=known,
     )
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy
 
 from squall.verify import edits
-from squall.verify.checks.training import Training, count
+from squall.verify.checks.mixing import by_counts, factors
+from squall.verify.checks.training import Training, count, numbers
 from squall.verify.finding import Finding
-from squall.verify.trace import Array, Event, Rank
-from squall.verify.update import Share, Update, alike
+from squall.verify.trace import Event, Rank, Run
+from squall.verify.update import Share, Update, alike, close
+
+_SAME = 1e-2
+_EARLY = ("lczero-training#162",)
 
 
 def clipping(training: Training) -> Finding:
@@ -21,26 +26,63 @@ def clipping(training: Training) -> Finding:
     clipped = [update for update in training.all_updates if update.shares[0].clip is not None]
     if not clipped:
         noted = any(run.first.of("clip") for run in training.runs)
-        says = "not between the backward pass and the update" if noted else "none"
+        says = "not of all parameters of an update, or not between its backward pass and it" if noted else "none"
         return Finding(check="clipping", outcome="--", says=says)
     for update in clipped:
         clip = update.shares[0].clip
         assert clip is not None
-        if update.finite and update.processes > 1 and not alike(update.applied) and alike(update.given):
+        if not update.finite or not any(_acts(share.clip, share.rank) for share in update.shares):
+            continue  # a norm that is only looked at
+        if update.processes > 1 and not alike(update.applied) and alike(update.given):
             return _before_reduction(training, update, clip)
-        if update.scaling != 1.0 and not unscaled(update.shares[0].rank, update, before=clip):
+        if update.scaling != 1.0 and not unscaled(update, before=clip):
             return _scaled(training, update, clip)
     finite = [update for update in clipped if update.finite]
     if not finite:
         return Finding(check="clipping", outcome="--", says="no update with finite gradients")
-    acted = sum(_acted(update) for update in finite)
-    limit = clipped[0].shares[0].clip
-    assert limit is not None
-    return Finding(
-        check="clipping",
-        outcome="ok",
-        says=f"to {limit['limit']:g}, of the reduced gradient; it acted in {acted} of {count(len(finite), 'update')}",
-    )
+    return _fine(training, finite)
+
+
+def _fine(training: Training, updates: Sequence[Update]) -> Finding:
+    """What was clipped, and how often it acted; of values that are clipped one by one only some are kept."""
+    clips = _clips(updates[0])
+    if not clips:
+        return Finding(check="clipping", outcome="--", says="norms are only looked at: to no limit")
+    acted = sum(_acts(clip, update.shares[0].rank) for update in updates for clip in _clips(update)[:1])
+    each, least = ("each value ", "at least ") if clips[0].get("norm") is None else ("", "")
+    said = f"{each}to {clips[0]['limit']:g}, of the reduced gradient; it acted in {least}{acted} of "
+    said += count(len(updates), "update")
+    if len(clips) > 1:
+        limits = numbers([f"{clip['limit']:g}" for clip in clips])
+        return Finding(
+            check="clipping",
+            outcome="note",
+            says=f"{said}; {len(clips)} times before each update, to {limits}",
+            place=training.place(clips[1]),
+        )
+    return Finding(check="clipping", outcome="ok", says=said)
+
+
+def _clips(update: Update) -> list[Event]:
+    """All clippings of an update to a limit: between its last backward pass and it, of all its parameters."""
+    share = update.shares[0]
+    last = share.backwards[-1]["n"]
+    between = [clip for clip in share.rank.of("clip") if last < clip["n"] < share.step["n"]]
+    return [clip for clip in between if _covers(clip, share.step) and math.isfinite(clip["limit"])]
+
+
+def _covers(clip: Event, step: Event) -> bool:
+    return {int(index) for index in step["from"]} <= set(clip["parameters"])
+
+
+def _acts(clip: Event | None, rank: Rank) -> bool:
+    """Whether a clipping has changed anything; of values only some are kept."""
+    if clip is None:
+        return False
+    if clip.get("norm") is not None:
+        return bool(clip["norm"] > clip["limit"])
+    arrays = [rank.array(clip, f"grad.{index}") for index in clip["parameters"]]
+    return any(array is not None and bool((numpy.abs(array) > clip["limit"]).any()) for array in arrays)
 
 
 def _in_the_midst(training: Training) -> Finding | None:
@@ -51,38 +93,29 @@ def _in_the_midst(training: Training) -> Finding | None:
         share = update.shares[0]
         first, last = share.backwards[0]["n"], share.backwards[-1]["n"]
         for clip in share.rank.of("clip"):
-            if first < clip["n"] < last and (clip.get("norm") or 0.0) > clip["limit"]:
+            if first < clip["n"] < last and _acts(clip, share.rank) and _covers(clip, share.step):
                 return Finding(
                     check="clipping",
                     outcome="FAIL",
                     says=f"clips after each of {update.window} batches of an update, not once",
                     place=training.place(clip),
                     expected="the gradient of the whole update is clipped",
-                    found=f"at update {update.number} a part of it, of norm {clip['norm']:.3g}, is cut to "
-                    f"{clip['limit']:g} before the next batch is added",
+                    found=f"at update {update.number} a part of it is cut to {clip['limit']:g}, and the next batch is "
+                    "added to that",
                     effect="early batches are clipped again with each later one, and weigh less",
                     change="clip where the optimiser steps (sync_gradients in Accelerate)",
+                    known=("super-gradients#653",),
                 )
     return None
 
 
 def _own_before_reduction(training: Training) -> Finding | None:
     """Each rank scales its own gradient by a number of its own before the reduction: clipping by hand, too early."""
-    acted = []
-    for update in training.all_updates:
-        if update.processes < 2 or not update.finite or update.reduced or update.shares[0].clip is not None:
-            continue
-        factors = mixture(update.given[0], update.own)
-        if factors is None or max(factors) <= 0 or not alike(update.given):
-            continue
-        share = [size.samples or 1 for size in update.shares]
-        by_size = [factor / size for factor, size in zip(factors, share, strict=True)]
-        if max(by_size) > 1.01 * min(by_size) and max(factors) > 1.01 * min(factors):
-            acted.append((update, factors))
+    acted = [one for run in training.several for one in _acted_alone(training, run)]
     if not acted:
         return None
-    update, factors = acted[0]
-    said = ", ".join(f"{factor * update.processes:.3g}" for factor in factors)
+    update, found = acted[0]
+    said = ", ".join(f"{factor * update.processes:.3g}" for factor in found)
     return Finding(
         check="clipping",
         outcome="FAIL",
@@ -93,7 +126,24 @@ def _own_before_reduction(training: Training) -> Finding | None:
         f"added up with the factors {said} over {update.processes}",
         effect="not the limited gradient of the minibatch: its direction changes where ranks are cut unequally",
         change="clip after the gradients have been averaged, just before the step",
+        known=_EARLY,
     )
+
+
+def _acted_alone(training: Training, run: Run) -> list[tuple[Update, list[float]]]:
+    """The updates of a run with factors that no mean over the ranks has.
+
+    Those of a mean follow what the ranks hold, or add up to the same in every update, whatever it weighs by.
+    """
+    found = [
+        (update, mixed)
+        for update in training.updates(run)
+        if update.finite and update.shares[0].clip is None and (mixed := factors(update)) is not None and max(mixed) > 0
+    ]
+    sums = [sum(mixed) for _, mixed in found]
+    if not found or close(min(sums), max(sums), _SAME):
+        return []
+    return [(update, mixed) for update, mixed in found if not update.reduced and by_counts(update) is None]
 
 
 def _shards_apart(training: Training) -> Finding | None:
@@ -131,36 +181,13 @@ def _shard_ratio(update: Update, share: Share) -> float:
     return product / square if square else float("nan")
 
 
-def mixture(applied: Sequence[Array], own: Sequence[Sequence[Array]]) -> list[float] | None:
-    """The factors with which the ranks' own gradients add up to an applied one; None where none do.
-
-    Arguments:
-        applied: parameter by parameter.
-        own: of each rank, parameter by parameter.
-    """
-    target = numpy.concatenate(list(applied))
-    parts = numpy.stack([numpy.concatenate(list(rank)) for rank in own], axis=1)
-    if not numpy.isfinite(parts).all() or not numpy.isfinite(target).all() or len(target) < 2 * parts.shape[1]:
-        return None
-    factors, *_ = numpy.linalg.lstsq(parts, target, rcond=None)
-    size = float(numpy.linalg.norm(target))
-    if not size or float(numpy.linalg.norm(parts @ factors - target)) > 1e-3 * size:
-        return None
-    return [float(factor) for factor in factors]
-
-
-def _acted(update: Update) -> bool:
-    clip = update.shares[0].clip
-    return clip is not None and clip.get("norm") is not None and clip["norm"] > clip["limit"]
-
-
 def _before_reduction(training: Training, update: Update, clip: Event) -> Finding:
-    norms = [share.clip.get("norm") for share in update.shares if share.clip is not None]
-    said = ", ".join(f"{norm:.3g}" for norm in norms if norm is not None)
+    norms = [share.clip["norm"] for share in update.shares if share.clip is not None and "norm" in share.clip]
+    said = f" (norms {', '.join(f'{norm:.3g}' for norm in norms)})" if norms else ""
     return Finding(
         check="clipping",
         outcome="FAIL",
-        says=f"each rank clips its own gradient, before the reduction (norms {said})",
+        says=f"each rank clips its own gradient, before the reduction{said}",
         place=training.place(clip),
         expected=f"the norm of the reduced gradient is held to {clip['limit']:g}",
         found=f"at update {update.number} the ranks' gradients differ when they are clipped: their mean is not the "
@@ -168,7 +195,7 @@ def _before_reduction(training: Training, update: Update, clip: Event) -> Findin
         effect="the limit acts on another, larger norm, more so the smaller a rank's batch is; the direction changes "
         "where ranks are clipped unequally",
         change="clip after the gradients have been averaged, just before the step",
-        known=("Goyal et al. 2017, section 3",),
+        known=_EARLY,
     )
 
 
@@ -184,11 +211,19 @@ def _scaled(training: Training, update: Update, clip: Event) -> Finding:
         effect="every update is shortened to almost nothing, and by other factors whenever the scale changes",
         change="call scaler.unscale_(optimizer) before the clipping",
         edits=edits.unscale(training.place(clip)),
-        known=("PyTorch: automatic mixed precision examples, gradient clipping",),
+        known=(
+            "PyTorch: automatic mixed precision examples, gradient clipping",
+            *("pytorch/examples#1196", "returnn#1590"),
+        ),
     )
 
 
-def unscaled(rank: Rank, update: Update, *, before: Event) -> bool:
-    """Whether the scaler took its scale out between the backward pass and an event."""
-    last = update.shares[0].backwards[-1]["n"]
-    return any(event["what"] == "unscale" and last < event["n"] < before["n"] for event in rank.of("scaler"))
+def unscaled(update: Update, *, before: Event) -> bool:
+    """Whether the loss scale is out of the gradients at an event: a scaler took it, or will, or it is gone by hand."""
+    last, optimizers = update.shares[0].backwards[-1]["n"], (update.step["optimizer"], -1)
+    for event in update.shares[0].rank.of("scaler"):
+        taken = event["what"] in ("unscale", "step") and event["optimizer"] in optimizers
+        if taken and last < event["n"] < before["n"]:
+            return True
+    size = abs(update.ratio) * update.processes
+    return size > 0 and abs(math.log(size * update.scaling)) < abs(math.log(size))

@@ -9,31 +9,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from squall.verify.checks.clipping import mixture
 from squall.verify.checks.law import law, usable
-from squall.verify.checks.training import Training, rounder, times
+from squall.verify.checks.mixing import mixture, scales
+from squall.verify.checks.training import Training, digits, numbers, rounder
 from squall.verify.finding import Finding
-from squall.verify.update import Update, close
+from squall.verify.update import Update, close, match
+
+_FITS = 1e-2
+_WRITTEN = 3  # digits from which on a rate is more likely to have been computed than written
 
 
 def weight_decay(training: Training) -> Finding:
     """Does the decay stay what it is when the loss is scaled or summed?"""
-    updates = [update for update in usable(training) if update.reduced and update.scales is not None]
+    updates = [update for update in usable(training) if update.reduced and scales(update) is not None]
     penalties = [update for update in updates if any(batch for share in update.shares for batch in share.penalties)]
     if penalties:
         return _penalty(training, penalties)
     groups = [group for run in training.runs for step in run.first.steps for group in step["groups"]]
-    decays = sorted({float(group.get("weight_decay") or 0.0) for group in groups})
-    if not any(decays):
+    decays = sorted({float(group["weight_decay"]) for group in groups if group.get("weight_decay")})
+    if not decays:
         return Finding(check="weight decay", outcome="--", says="none")
     twice = _twice(training, max(decays))
     if twice is not None:
         return twice
-    one = law(training, updates) if updates else None
-    said = " and ".join(f"{decay:g}" for decay in decays)
-    if one is not None and one.kind == "samples":
-        return _summed(training, updates[0], said, one.factor(updates[0]))
-    return Finding(check="weight decay", outcome="ok", says=f"{said}, not scaled with the loss")
+    one = law(updates) if updates else None
+    said = numbers([f"{decay:g}" for decay in decays])
+    if one is None or one.kind != "samples":
+        return Finding(check="weight decay", outcome="ok", says=f"{said}, not scaled with the loss")
+    if not _follows_size(updates[0]):
+        says = (
+            f"{said} beside the gradient of a sum, in an optimiser whose steps are not seen to be in proportion to it"
+        )
+        return Finding(check="weight decay", outcome="--", says=says)
+    return _summed(training, updates[0], said, max(decays), one.factor(updates[0]))
 
 
 def _twice(training: Training, decay: float) -> Finding | None:
@@ -60,10 +68,26 @@ def _twice(training: Training, decay: float) -> Finding | None:
     return None
 
 
-def _summed(training: Training, update: Update, said: str, samples: float) -> Finding:
+def _follows_size(update: Update) -> bool:
+    """Whether the first update goes by the gradient with its decay, times the rate: as SGD does, and no Adam."""
+    moved, wanted, indices = [], [], []
+    steps = [share.step for share in update.shares]
+    for index, applied in zip(update.indices, update.given[0], strict=True):
+        before, after = (update.run.gathered(steps, f"{name}.{index}") for name in ("before", "after"))
+        group = update.step["groups"][update.step["group_of"][str(index)]]
+        if before is None or after is None or "lr" not in group:
+            return False
+        moved.append(before[0] - after[0])
+        wanted.append(float(group["lr"]) * (applied + float(group.get("weight_decay") or 0.0) * before[0]))
+        indices.append(index)
+    return match(moved, wanted, indices).difference < _FITS
+
+
+def _summed(training: Training, update: Update, said: str, decay: float, samples: float) -> Finding:
+    """Beside the gradient of a sum; it is wrong where the rate is no number that a person writes, but for the sum."""
     rate = float(update.step["groups"][0].get("initial_lr", update.step["groups"][0]["lr"]))
     place = training.place(update.step)
-    if not rounder(rate * samples, rate):
+    if digits(rate) < _WRITTEN or not rounder(rate * samples, rate):
         return Finding(
             check="weight decay",
             outcome="note",
@@ -78,8 +102,9 @@ def _summed(training: Training, update: Update, said: str, samples: float) -> Fi
         expected=f"decay {said} beside the gradient of a mean at the rate {rate * samples:g}",
         found=f"the loss is a sum over {samples:g} samples of each rank and the rate {rate:.4g} = {rate * samples:g} / "
         f"{samples:g}: that divides the decay too",
-        effect=f"as if the decay were {float(said.split()[0]) / samples:.2g}: nearly none",
+        effect=f"as if the decay were {decay / samples:.2g}: nearly none",
         change="divide the loss by its count instead of the rate",
+        known=("Goyal et al. 2017, Remark 1",),
     )
 
 
@@ -102,11 +127,11 @@ def _penalty(training: Training, updates: Sequence[Update]) -> Finding:
         return Finding(
             check="weight decay",
             outcome="FAIL",
-            says=f"the penalty counts {times(counted)[2:]} times: {single:.3g} in each of {update.window} batches",
+            says=f"the penalty counts {counted:.4g} times: {single:.3g} in each of {update.window} batches",
             place=training.place(update.shares[0].backwards[-1]),
             expected=f"{single:.3g} an update: divided by the batches of it, as the loss is",
             found=f"the loss is divided by {update.window}, the penalty is not: {total:.3g} an update",
-            effect=f"{times(counted)[2:]} times the decay that the recipe names",
+            effect=f"{counted:.4g} times the decay that the recipe names",
             change=f"divide the sum of both by {update.window}",
         )
     first = updates[0]

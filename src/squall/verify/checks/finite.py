@@ -6,7 +6,7 @@ import numpy
 
 from squall.verify.checks.training import Training, count
 from squall.verify.finding import Finding
-from squall.verify.trace import Run
+from squall.verify.trace import Event, Run
 
 
 def non_finite(training: Training) -> Finding:
@@ -20,23 +20,30 @@ def non_finite(training: Training) -> Finding:
             if finding is not None:
                 return finding
     if not seen:
-        return Finding(check="non-finite", outcome="--", says="no loss and no gradient was infinite or not a number")
+        return Finding(check="non-finite", outcome="--", says=_quiet(training))
     return Finding(
         check="non-finite",
         outcome="note",
-        says=f"{count(seen, 'loss')} not finite, each left out by all ranks: which samples go "
-        "with it depends on the number of processes",
+        says=f"{count(seen, 'backward pass')} not finite, none of which reached the weights: which samples go with it "
+        "depends on the number of processes",
     )
 
 
+def _quiet(training: Training) -> str:
+    """What was looked at, where nothing was found."""
+    read = any(event.get("loss") is not None for run in training.runs for event in run.first.backwards)
+    said = "no loss was infinite or not a number" if read else "no loss could be read"
+    return f"{said}, and no gradient, in what is kept of it"
+
+
 def _broken(run: Run) -> list[int]:
-    """The backward passes in which the loss of some rank was not finite."""
-    found = set()
-    for rank in run.ranks:
-        for ordinal, event in enumerate(rank.backwards):
-            if event.get("loss") is not None and not numpy.isfinite(event["loss"]):
-                found.add(ordinal)
-    return sorted(found)
+    """The backward passes in which the loss of some rank, or what it computed, was not finite."""
+    return sorted({place for rank in run.ranks for place, event in enumerate(rank.backwards) if not _is_finite(event)})
+
+
+def _is_finite(backward: Event) -> bool:
+    loss = backward.get("loss")
+    return (loss is None or bool(numpy.isfinite(loss))) and backward.get("finite", True) is True
 
 
 def _handled(training: Training, run: Run, ordinal: int) -> Finding | None:
@@ -47,13 +54,10 @@ def _handled(training: Training, run: Run, ordinal: int) -> Finding | None:
         )
         for rank in run.ranks
     ]
-    where = [
-        rank.number
-        for rank in run.ranks
-        if ordinal < len(rank.backwards) and not numpy.isfinite(rank.backwards[ordinal].get("loss") or 0.0)
-    ]
-    rank = run.ranks[where[0]]
-    place = training.place(rank.backwards[ordinal])
+    rank = next(one for one in run.ranks if ordinal < len(one.backwards) and not _is_finite(one.backwards[ordinal]))
+    event = rank.backwards[ordinal]
+    what = "gradient" if event.get("finite") is False and numpy.isfinite(event.get("loss") or 0.0) else "loss"
+    place = training.place(event)
     if any(step is None for step in steps) and any(step is not None for step in steps):
         skipped = [number for number, step in enumerate(steps) if step is None]
         return Finding(
@@ -62,10 +66,11 @@ def _handled(training: Training, run: Run, ordinal: int) -> Finding | None:
             says=f"rank {skipped[0]} leaves an update out alone, the others apply it",
             place=place,
             expected="all ranks leave the update out, or none",
-            found=f"with {run.processes} processes rank {where[0]}'s loss is not finite in backward pass {ordinal}; "
-            f"{len(skipped)} of {run.processes} ranks did not step",
+            found=f"with {run.processes} processes rank {rank.number}'s {what} is not finite in backward pass "
+            f"{ordinal}; {len(skipped)} of {run.processes} ranks did not step",
             effect="from then on the ranks have different weights, and no error says so",
             change="let all ranks decide alike: all-reduce (MIN) whether the loss is finite",
+            known=("WeatherGenerator#2718",),
         )
     found = [step for step in steps if step is not None]
     if not found:
@@ -76,11 +81,12 @@ def _handled(training: Training, run: Run, ordinal: int) -> Finding | None:
             return Finding(
                 check="non-finite",
                 outcome="FAIL",
-                says=f"a loss that is not finite reaches the weights, at backward pass {ordinal}",
+                says=f"a {what} that is not finite reaches the weights, at backward pass {ordinal}",
                 place=place,
                 expected="such an update is left out, on all ranks",
                 found=f"after it the weights of rank {one.number} are not numbers",
                 effect="the training is over, and goes on",
                 change="look whether the reduced gradient is finite before the step, on all ranks",
+                known=("torchtitan#4226",),
             )
     return None

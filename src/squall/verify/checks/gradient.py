@@ -1,7 +1,7 @@
 """Gradient: is what the optimiser applies the gradient of the mean over all samples of the step?
 
-Two facts settle it. What was applied must be a multiple of the sum of all ranks' own gradients, the same on all ranks;
-and the weight with which a mean over the samples enters must be 1 (`law.py`).
+Two facts settle it. What was applied must be a mixture of all ranks' own gradients, the same on all ranks, and of no
+others; and the weight with which a mean over the samples enters must be 1 (`factor.py`).
 """
 
 from __future__ import annotations
@@ -10,15 +10,20 @@ from collections.abc import Sequence
 
 import numpy
 
-from squall.verify.checks.law import Law, by_processes, law, spans, usable
+from squall.verify.checks.factor import factor
+from squall.verify.checks.law import spans, usable
+from squall.verify.checks.mixing import by_counts, factors
 from squall.verify.checks.training import Training, count, numbers, times
 from squall.verify.finding import Finding
-from squall.verify.trace import Array, Event, Run
-from squall.verify.update import TOLERANCE, Update, alike, close
+from squall.verify.trace import Array, Event, Rank, Run
+from squall.verify.update import Update, alike, close
 
 
 def gradient(training: Training) -> Finding:
     """Is what is applied the gradient of the mean over all samples of the step?"""
+    wrong = _emptied(training)
+    if wrong is not None:
+        return wrong
     found = usable(training)
     if not found:
         return Finding(check="gradient", outcome="--", says="no update with finite gradients that all ranks made")
@@ -28,43 +33,18 @@ def gradient(training: Training) -> Finding:
     if not any(numpy.any(array) for update in found for array in update.total):
         return Finding(check="gradient", outcome="--", says=f"every gradient is zero, in {count(len(found), 'update')}")
     found = [update for update in found if any(numpy.any(array) for array in update.total)]
-    foreign = _foreign(training) or _moved_between(training, found)
-    if foreign is not None:
-        return foreign
-    strange = [update for update in found if not update.reduced and not _clipped_alone(update)]
+    wrong = _foreign(training) or _moved_between(training, found)
+    if wrong is not None:
+        return wrong
+    mean = {id(update) for update in found if update.reduced or by_counts(update) is not None}
+    strange = [update for update in found if id(update) not in mean and not _clipped_alone(update)]
     if strange:
         return _not_reduced(training, strange)
-    whole = [update for update in found if update.reduced and not spans(update)]
+    whole = [update for update in found if id(update) in mean and not spans(update)]
     if not whole:
-        return Finding(check="gradient", outcome="--", says="each rank clips its own gradient: see clipping")
-    last = max(whole, key=lambda update: update.processes)
-    if any(update.scales is None for update in whole):
-        return _unread(training, whole)
-    one = law(training, whole)
-    if one is not None and one.kind == "processes":
-        return _follows(training, last, one)
-    difference, _, of, worst = max(
-        (one.difference, place, update, one.worst) for place, update in enumerate(whole) for one in update.matches[:1]
-    )
-    name = of.shares[0].rank.name(worst)
-    samples = f" / {count(last.samples, 'sample')}" if last.samples else ""
-    exact = f"largest relative difference {difference:.0e} ({name})"
-    if one is not None and one.kind == "samples" and close(one.constant, 1.0, 2e-3):
-        return Finding(
-            check="gradient",
-            outcome="note",
-            says=f"= {one.constant:.3g} x the sum over the samples of a rank, not their mean: the rate has to know "
-            f"{one.name}; {exact}",
-            place=training.place(last.shares[0].backwards[-1]),
-        )
-    factor = ""
-    if one is not None and one.kind == "one" and not close(one.constant, 1.0, 2e-3):
-        factor = f", {times(one.constant)} in the loss with any number of processes"
-    return Finding(
-        check="gradient",
-        outcome="ok",
-        says=f"= mean of {count(last.processes, 'rank')}{samples}{factor}; {exact}",
-    )
+        says = "every update holds batches of two epochs" if mean else "each rank clips its own gradient: see clipping"
+        return Finding(check="gradient", outcome="--", says=says)
+    return factor(training, whole)
 
 
 def separate(training: Training) -> Finding | None:
@@ -105,9 +85,9 @@ def emptied(run: Run) -> Event | None:
         begin = before.get(step["optimizer"], -1)
         before[step["optimizer"]] = step["n"]
         if step["from"]:
-            own = [rank.array(step, f"local.{index}") for index in step["from"]]
+            computed = [rank.array(step, f"local.{index}") for index in step["from"]]
             given = [rank.array(step, f"grad.{index}") for index in step["from"]]
-            if _any(own) and not _any(given):
+            if _any(computed) and not _any(given):
                 found.append(step)
         elif any(begin < number < step["n"] for index in step["group_of"] for number in unused.get(int(index), ())):
             found.append(step)
@@ -119,18 +99,39 @@ def _any(arrays: Sequence[Array | None]) -> bool:
     return any(array is not None and bool(numpy.nan_to_num(array).any()) for array in arrays)
 
 
+def _emptied(training: Training) -> Finding | None:
+    for run in training.runs:
+        step = emptied(run)
+        if step is None:
+            continue
+        return Finding(
+            check="gradient",
+            outcome="FAIL",
+            says="the gradients are emptied after the backward pass, before the update: nothing is applied",
+            place=training.place(step),
+            expected="backward(), then step(), then zero_grad()",
+            found=f"at update {run.first.steps.index(step)} with {count(run.processes, 'process')} the backward pass "
+            "has given gradients, and the optimiser is given " + ("zeros" if step["from"] else "none"),
+            effect="nothing is learned; the loss moves only with the batches",
+            change="zero_grad() before the backward pass, or after the step",
+            known=("byol-pytorch#93",),
+        )
+    return None
+
+
 def _foreign(training: Training) -> Finding | None:
-    """A gradient that another optimiser's update has used up, and that is applied with later ones."""
+    """A gradient that another optimiser's update has used up, and that is applied with one which that never uses.
+
+    Optimisers of one loss that step unequally often all use the same backward passes, each once.
+    """
     for run in training.runs:
         rank = run.first
         for step in rank.steps:
-            backwards = rank.contributing(step)
-            for other in rank.steps:
-                if other["optimizer"] == step["optimizer"] or not backwards or not other["n"] < backwards[-1]["n"]:
-                    continue
-                used = {number for part in other["from"].values() for number in part}
-                left = [one for one in backwards[:-1] if one["n"] in used and one["n"] < other["n"]]
-                if left and other["n"] > left[0]["n"]:
+            passes = [one["n"] for one in rank.contributing(step)]
+            for others in _others(rank, step):
+                used = {number: other["n"] for other in others for part in other["from"].values() for number in part}
+                left = [number for number in passes[:-1] if used.get(number, step["n"]) < passes[-1]]
+                if left and not all(number in used for number in passes):
                     return Finding(
                         check="gradient",
                         outcome="FAIL",
@@ -141,8 +142,15 @@ def _foreign(training: Training) -> Finding | None:
                         "another optimiser's update has used",
                         effect="the network follows the other network's loss too: a critic that learns to be deceived",
                         change="zero_grad() of this optimiser after the other's backward pass, before its own",
+                        known=("Lightning#557", "OmniTokenizer#15"),
                     )
     return None
+
+
+def _others(rank: Rank, step: Event) -> list[list[Event]]:
+    """The updates of each other optimiser, the last first."""
+    numbers_ = dict.fromkeys(one["optimizer"] for one in rank.steps if one["optimizer"] != step["optimizer"])
+    return [[one for one in reversed(rank.steps) if one["optimizer"] == number] for number in numbers_]
 
 
 def _moved_between(training: Training, found: Sequence[Update]) -> Finding | None:
@@ -177,14 +185,14 @@ def _clipped_alone(update: Update) -> bool:
     """Whether each rank clips what it alone has computed: a matter of its own."""
     return (
         any(share.clip is not None for share in update.shares)
-        and all(one.difference < 50 * TOLERANCE for one in update.alone)
+        and all(one.difference < update.tolerance for one in update.alone)
         and alike(update.given)
     )
 
 
 def _not_reduced(training: Training, strange: Sequence[Update]) -> Finding:
     update = strange[0]
-    alone = update.processes > 1 and all(one.difference < 50 * TOLERANCE for one in update.alone)
+    alone = update.processes > 1 and all(one.difference < update.tolerance for one in update.alone)
     rank = update.shares[0].rank
     worst = max(update.matches, key=lambda one: one.difference)
     place = training.place(update.step)
@@ -202,12 +210,14 @@ def _not_reduced(training: Training, strange: Sequence[Update]) -> Finding:
             says=f"never reduced: each rank applies its own, in {len(strange)} of {len(usable(training))} updates",
             place=training.place(update.shares[0].backwards[-1]),
             expected=f"the mean over {update.processes} ranks reaches every optimiser",
-            found=f"at update {update.number} rank 0's gradient is {times(update.alone[0].ratio)} its own; the other "
-            "ranks' are not in it",
+            found=f"at update {update.number} rank 0 applies what it has computed itself"
+            + ("" if close(update.alone[0].ratio, 1.0) else f", {times(update.alone[0].ratio)}")
+            + ": nothing of the other ranks' is in it",
             effect="every rank trains another network on its share of the data; the one that is saved has seen "
             f"1/{update.processes} of it",
             change="let the last backward pass of each update reduce: call the DDP module, and keep no_sync() to the "
             "passes before the last",
+            known=("sd-scripts#924", "minimind#853"),
         )
     if update.processes > 1 and not alike(update.applied):
         return Finding(
@@ -220,12 +230,13 @@ def _not_reduced(training: Training, strange: Sequence[Update]) -> Finding:
             effect="the ranks' weights drift apart",
             change="reduce every parameter that gets a gradient, on every rank, in the same order",
         )
+    mixed = factors(update)
+    says = f"something changes it after the reduction: {worst.difference:.1%} in {rank.name(worst.worst)}"
+    if mixed is not None:
+        weights = numbers([f"{one * update.processes:.3g}" for one in mixed])
+        says = f"the ranks' own gradients are added up with the factors {weights} over {update.processes}"
     return Finding(
-        check="gradient",
-        outcome="note",
-        says=f"something changes it after the reduction: {worst.difference:.1%} in {rank.name(worst.worst)} at update "
-        f"{update.number}, alike on all ranks",
-        place=place,
+        check="gradient", outcome="note", says=f"{says} at update {update.number}, alike on all ranks", place=place
     )
 
 
@@ -241,58 +252,3 @@ def averages_weights(run: Run) -> bool:
             return True
         apart = apart or not equal
     return False
-
-
-def _unread(training: Training, updates: Sequence[Update]) -> Finding:
-    """The loss is not one that can be read: only the reduction is known."""
-    wrong = [update for update in updates if not close(update.ratio * update.processes * update.scaling, 1.0, 2e-3)]
-    last = updates[-1]
-    if wrong:
-        update = wrong[0]
-        return Finding(
-            check="gradient",
-            outcome="note",
-            says=f"{times(update.ratio * update.processes)} the mean of {update.processes} ranks; how the loss is made "
-            "of its samples could not be read",
-            place=training.place(update.step),
-        )
-    return Finding(
-        check="gradient",
-        outcome="ok",
-        says=f"= mean of {count(last.processes, 'rank')}; how a rank's loss is made of its samples could not be read",
-    )
-
-
-def _follows(training: Training, update: Update, one: Law) -> Finding:
-    factor = one.factor(update)
-    loss_side = by_processes(update) or close(update.ratio * update.processes * update.scaling, 1.0, 2e-3)
-    backward, step = update.shares[0].backwards[-1], update.step
-    processes = numbers(sorted({run.processes for run in training.runs}))
-    if factor > 1:
-        change = (
-            "take the factor out of the loss: DDP already takes the mean over ranks"
-            if loss_side
-            else "divide the summed gradients by the number of processes before the step"
-        )
-        effect = f"the rate acts as if it were {times(factor)} with {update.processes} processes, and grows with them"
-    else:
-        change = (
-            "leave the loss of each rank as it is: the mean over ranks is taken of the gradients"
-            if loss_side
-            else "divide once: DDP's all-reduce has taken the mean already"
-        )
-        effect = (
-            f"the rate acts as if it were {times(factor)} with {update.processes} processes: slower training, and "
-            "weight decay that is too strong beside it; Adam hides it but for its epsilon"
-        )
-    return Finding(
-        check="gradient",
-        outcome="FAIL",
-        says=f"{times(factor)} with {count(update.processes, 'process')}: it follows {one.name}",
-        place=training.place(backward if loss_side else step),
-        expected=f"the gradient of the mean over all {update.samples or ''} samples of the step".replace("  ", " "),
-        found=f"that, {times(factor)}, with {processes} processes each time {one.name}; "
-        + ("it is in the loss" if loss_side else "it is in the reduction"),
-        effect=effect,
-        change=change,
-    )

@@ -8,6 +8,7 @@ after gathering. The second shows in what ranks tell each other: a single number
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,18 +68,25 @@ def _beside(some: Sequence[tuple[Rank, Event]], by_rank: Sequence[tuple[Rank, Se
 
 
 def _passes(rank: Rank) -> list[Event]:
-    """The passes in which a network was called without gradients, and none was trained."""
+    """The passes in which a network was called without gradients, and none was trained.
+
+    Those that were broken off, to look whether all works, count only where the data was never read to its end.
+    """
     called = {
         rank.events[event["batch"]].get("of")
         for event in rank.of("forward")
         if not event["grad"] and event["batch"] is not None
     }
     trained = {event["n"] for data in rank.training_data for event in rank.passes(data, training=True)}
-    return [
+    found = [
         event
         for event in rank.of("pass")
         if event["n"] in called and event["n"] not in trained and event["n"] < rank.observed and event["size"] > 0
     ]
+    given = Counter(event["of"] for event in rank.of("batch"))
+    whole = [event for event in found if given[event["n"]] >= len(event["run"])]
+    read = {event["data"] for event in whole}
+    return [event for event in found if event in whole or event["data"] not in read]
 
 
 def _told(rank: Rank, event: Event) -> list[Event]:
@@ -182,8 +190,7 @@ def _padded(training: Training, one: Measured) -> Finding | None:
         return Finding(
             check="evaluation",
             outcome="note",
-            says=f"{counted:,} of {size:,} samples with {processes}: {together.repeated:,} twice; "
-            f"{what}",
+            says=f"{counted:,} of {size:,} samples with {processes}: {together.repeated:,} twice; {what}",
             place=place,
         )
     change = (
@@ -250,8 +257,8 @@ def _mean_of_means(training: Training, one: Measured) -> Finding | None:
                 says=f"a mean of the ranks' means over unequal shares: {', '.join(map(str, shares))} samples",
                 place=training.place(events[0]),
                 expected=f"the sum over all {one.together.size} samples, divided by their count",
-                found=f"with {count(one.run.processes, 'process')} each rank's mean is added up; a sample of the smallest "
-                f"share weighs {max(shares) / min(shares):.3g} times one of the largest",
+                found=f"with {count(one.run.processes, 'process')} each rank's mean is added up; a sample of the "
+                f"smallest share weighs {max(shares) / min(shares):.3g} times one of the largest",
                 effect="the result changes with the number of processes, in the third digit and below",
                 change="all-reduce the sum and the count, and divide then",
                 known=("fairchem#269",),

@@ -7,6 +7,7 @@ size after a change, unless it is multiplied by new / old. Weights before and af
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy
@@ -17,7 +18,8 @@ from squall.verify.trace import Array, Event, Rank
 from squall.verify.update import close
 
 _FITS = 1e-3
-_LATER = 4  # updates after a change of rate that tell the forms apart
+_LARGEST = 4  # changes of the rate that are looked at
+_MATTERS = 1.1  # a smaller change needs no correction (Detectron's SCALE_MOMENTUM_THRESHOLD)
 
 
 def momentum(training: Training) -> Finding:
@@ -44,39 +46,44 @@ def momentum(training: Training) -> Finding:
 
 def _fit(training: Training, rank: Rank, optimizer: int, said: str, value: float | None = None) -> Finding | None:
     steps = [step for step in rank.steps if step["optimizer"] == optimizer]
-    changes = [
-        place
-        for place in range(2, len(steps))
-        if not close(_rate(steps[place]), _rate(steps[place - 1]), 1e-9) and _rate(steps[place - 1])
-    ]
+    changes = [place for place in range(2, len(steps)) if _change(steps, place) > 1 + 1e-9]
+    jumps = [place for place in changes if _is_jump(steps, place)]
+    largest = sorted(jumps or changes, key=lambda place: -_change(steps, place))[:_LARGEST]
     outside, inside = [], []
-    for place in changes[:_LATER]:
+    for place in largest:
         found = _errors(rank, steps[place - 1], steps[place], value)
         if found is not None:
             outside.append(found[0])
             inside.append(found[1])
     if not outside:
         return None
-    if max(outside) < _FITS:
+    fits = max(outside) < _FITS, max(inside) < _FITS
+    if fits == (True, True):
+        return Finding(check="momentum", outcome="--", says=f"{said}, at a rate that hardly changes: no form shows")
+    if fits == (True, False):
         return Finding(check="momentum", outcome="ok", says=f"{said}, keeps its size when the rate changes")
-    if max(inside) >= _FITS:
+    if fits == (False, False):
         return Finding(check="momentum", outcome="--", says=f"{said}, in a form that is neither of the two")
-    place = changes[0]
+    place = largest[0]
     before, after = _rate(steps[place - 1]), _rate(steps[place])
-    largest = max(
-        (_rate(steps[one - 1]) / _rate(steps[one]) for one in changes if _rate(steps[one])),
-        key=lambda one: abs(one - 1),
-    )
+    if not jumps:
+        return Finding(
+            check="momentum",
+            outcome="note",
+            says=f"{said}, the rate inside the buffer, uncorrected: it lags behind a rate that moves smoothly, by "
+            f"{times(before / after)} an update at most",
+            place=training.place(steps[place]),
+        )
     return Finding(
         check="momentum",
         outcome="FAIL",
-        says=f"the rate lies inside the buffer, uncorrected: wrong by {times(largest)} after the largest change",
+        says=f"the rate lies inside the buffer, uncorrected: wrong by {times(before / after)} after the largest change",
         place=training.place(steps[place]),
         expected="w = w - rate x u with u = m u + g; or v = m v x (new / old rate) + rate x g",
         found=f"v = m v + rate x g: when the rate went from {before:g} to {after:g} at update {place}, the buffer kept "
         "the old size",
-        effect="after a drop by 10 the old, 10 times larger steps go on for some 1 / (1 - m) updates; in a warm-up the "
-        "momentum is too small",
+        effect=f"for some 1 / (1 - m) updates the old steps go on, {times(before / after)} of what they should be: "
+        + ("they overshoot" if before > after else "the momentum is too small"),
         change="multiply the buffer by new / old rate where the rate changes, or keep the rate out of it",
         known=("Goyal et al. 2017, Remark 2",),
     )
@@ -84,6 +91,18 @@ def _fit(training: Training, rank: Rank, optimizer: int, said: str, value: float
 
 def _rate(step: Event) -> float:
     return float(step["groups"][0]["lr"])
+
+
+def _is_jump(steps: Sequence[Event], place: int) -> bool:
+    """Whether the rate is another, and stays so: not on its way, as in a warm-up or along a cosine."""
+    beside = [other for other in (place - 1, place + 1) if 0 < other < len(steps)]
+    return _change(steps, place) > _MATTERS and all(_change(steps, other) <= _MATTERS for other in beside)
+
+
+def _change(steps: Sequence[Event], place: int) -> float:
+    """By what factor the rate went up or down before an update; 1 where it came from zero or went there."""
+    before, after = _rate(steps[place - 1]), _rate(steps[place])
+    return max(before / after, after / before) if before > 0 and after > 0 else 1.0
 
 
 def _unnamed(training: Training, rank: Rank, optimizer: int) -> Finding:

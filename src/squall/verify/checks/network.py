@@ -1,13 +1,14 @@
-"""Parameters, mode, batch statistics and weights: what the ranks hold, and whether it is the same."""
+"""Parameters, batch statistics and weights: what the ranks hold, and whether it is the same."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy
 
-from squall.verify import edits
-from squall.verify.checks.gradient import averages_weights
+from squall.verify.checks.gradient import averages_weights, emptied
+from squall.verify.checks.mode import training_calls
 from squall.verify.checks.training import Training, count
 from squall.verify.finding import Finding, Place
 from squall.verify.trace import Array, Event, Rank, Run
@@ -19,38 +20,84 @@ def parameters(training: Training) -> Finding:
     """Is every parameter that gets a gradient updated, and the other way round?"""
     rank = training.runs[0].first
     table = rank.parameters
+    if emptied(training.runs[0]) is not None:
+        return Finding(
+            check="parameters", outcome="--", says="the gradients are emptied before the update: see gradient"
+        )
     left = [one for one in table if one["trains"] and one["gradients"] and not one["updates"]]
     if left and not any(one["updates"] for one in table):
         return _another(training, rank, len(left))
-    if left:
-        named = ", ".join(str(one["name"]) for one in left[:3]) + (", ..." if len(left) > 3 else "")
+    apart = set() if _holds_idle(rank) else _apart_from_all(table)
+    forgotten = [one for one in left if _network(one) not in apart]
+    if forgotten:
+        named, number = _named(forgotten), len(forgotten)
         return Finding(
             check="parameters",
             outcome="FAIL",
-            says=f"{len(left)} of {count(len(table), 'tensor')} get gradients and no update: {named}",
+            says=f"{number} of {count(len(table), 'tensor')} {'gets' if number == 1 else 'get'} gradients and no "
+            f"update: {named}",
             place=_optimizer(training, rank),
             expected="every parameter that needs a gradient is in a group of an optimiser",
-            found=f"{named}: gradients in {left[0]['gradients']} backward passes, in no group of an optimiser",
+            found=f"{named}: gradients in {forgotten[0]['gradients']} backward passes, in no group of an optimiser",
             effect="these layers stay as they were initialised, while everything around them adapts to that",
             change="add them to a group, or set requires_grad_(False) if they are meant to stay",
+            known=("HVPNeT#5",),
+        )
+    if left:
+        return Finding(
+            check="parameters",
+            outcome="note",
+            says=f"no tensor of {_kind(rank, _network(left[0]))} is updated, though {len(left)} get gradients: right "
+            "if it is meant to stay as it is",
+            place=_optimizer(training, rank),
         )
     updated = [one for one in table if one["updates"]]
     unused = [
         one for one in table if one["trains"] and not one["gradients"] and not one["name"].startswith("parameter ")
     ]
     frozen = sum(not one["trains"] for one in table)
-    said = f"{count(len(updated), 'tensor')} get gradients, and each is updated"
+    said = f"{count(len(updated), 'tensor')} {'gets' if len(updated) == 1 else 'get'} gradients, and each is updated"
     if frozen:
         said += f"; {frozen} frozen"
     if unused:
         return Finding(
             check="parameters",
             outcome="note",
-            says=f"{said}; {len(unused)} never get a gradient, {unused[0]['name']} first",
+            says=f"{said}; {len(unused)} never {'gets' if len(unused) == 1 else 'get'} a gradient, {unused[0]['name']} "
+            "first",
         )
     return Finding(
         check="parameters", outcome="ok" if updated else "--", says=said if updated else "no update was seen"
     )
+
+
+def _network(parameter: Mapping[str, Any]) -> int:
+    """The number of the network that a parameter was met in; -1 for one that is in none that was called."""
+    name = str(parameter["name"])
+    if name.startswith("parameter "):
+        return -1
+    return int(name[6 : name.index(":")]) if name.startswith("model ") else 0
+
+
+def _apart_from_all(table: Sequence[Mapping[str, Any]]) -> set[int]:
+    """The networks of which no tensor is updated: those that were meant to stay, and those forgotten whole."""
+    return {_network(one) for one in table} - {_network(one) for one in table if one["updates"]} - {-1}
+
+
+def _holds_idle(rank: Rank) -> bool:
+    """Whether an optimiser holds tensors of a part that is gone: no network holds them, no gradient reaches them."""
+    held = {int(index) for step in rank.steps for index in step["group_of"]}
+    idle = [rank.parameters[index] for index in held if index < len(rank.parameters)]
+    return any(_network(one) == -1 and not one["gradients"] for one in idle)
+
+
+def _named(some: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(str(one["name"]) for one in some[:3]) + (", ..." if len(some) > 3 else "")
+
+
+def _kind(rank: Rank, network: int) -> str:
+    """A network's class."""
+    return next((str(event["kind"]) for event in rank.of("forward") if event["model"] == network), "a network")
 
 
 def _optimizer(training: Training, rank: Rank) -> Place | None:
@@ -59,12 +106,11 @@ def _optimizer(training: Training, rank: Rank) -> Place | None:
 
 
 def _another(training: Training, rank: Rank, trained: int) -> Finding:
-    steps = rank.of("step")
     return Finding(
         check="parameters",
         outcome="FAIL",
         says=f"the optimiser holds other parameters than those that are trained: none of {trained} ever changes",
-        place=training.place(steps[0]) if steps else None,
+        place=_optimizer(training, rank),
         expected="the optimiser is made of the parameters of the network that is called",
         found=f"{trained} tensors of the network get gradients, and no optimiser holds them; those it holds get none",
         effect="nothing is learned; the loss moves only with the batches",
@@ -72,98 +118,11 @@ def _another(training: Training, rank: Rank, trained: int) -> Finding:
     )
 
 
-def mode(training: Training) -> Finding:
-    """Is the network in training mode at every training step, on every rank?
-
-    It matters to dropout and batch normalisation alone, whose own flags decide.
-    """
-    checked, matters = 0, False
-    last: Event | None = None
-    for run in training.runs:
-        calls = [_training_calls(rank) for rank in run.ranks]
-        for events in zip(*calls, strict=False):
-            checked += 1
-            last = events[0]
-            modes = [event["modes"] for event in events]
-            matters = matters or bool(modes[0])
-            if any(one != modes[0] for one in modes[1:]) and len({len(one) for one in modes}) == 1:
-                quiet = min(range(len(modes)), key=lambda place: sum(modes[place]))
-                return _in_eval(training, run, events[quiet], f"rank {quiet} trains in eval mode, the others do not")
-        for rank, own in zip(run.ranks, calls, strict=True):
-            for model in {event["model"] for event in own}:
-                mine = [event for event in own if event["model"] == model and event["modes"]]
-                later = next((event for event in mine if any(mine[0]["modes"]) and not any(event["modes"])), None)
-                if later is not None:
-                    return _in_eval(training, run, later, f"rank {rank.number} goes on training in eval mode")
-    measured = _measured_in_training(training)
-    if measured is not None:
-        return measured
-    if last is None:
-        return Finding(check="mode", outcome="--", says="no call of a network was seen in training")
-    if not matters:
-        return Finding(
-            check="mode", outcome="--", says="no dropout and no batch normalisation: train() and eval() are alike"
-        )
-    if not any(last["modes"]):
-        return Finding(
-            check="mode",
-            outcome="note",
-            says="the network is trained in eval mode: no dropout, frozen statistics",
-            place=training.place(last),
-        )
-    said = f"train() in all {count(checked, 'training step')}, on all ranks"
-    if last["quiet"]:
-        said += f"; {last['quiet'][0]} stays in eval mode"
-    return Finding(check="mode", outcome="ok", says=said)
-
-
-def _measured_in_training(training: Training) -> Finding | None:
-    """An evaluation by a network with dropout or batch statistics switched on."""
-    for run in training.runs:
-        for rank in run.ranks:
-            calls = [event for event in rank.of("forward") if not event["grad"] and event["batch"] is not None]
-            trained = set(rank.training_data)
-            calls = [event for event in calls if rank.events[event["batch"]]["data"] not in trained]
-            active = [event for event in calls if event["training"] and any(event["modes"])]
-            if active and len(active) > 0.5 * len(calls):
-                return Finding(
-                    check="mode",
-                    outcome="FAIL",
-                    says=f"evaluated in training mode, in {len(active)} of {count(len(calls), 'call')}",
-                    place=training.place(active[0]),
-                    expected="model.eval() before an evaluation",
-                    found=f"with {run.processes} processes dropout or batch normalisation is in training mode there",
-                    effect="results with random masks, or by the statistics of each batch; and running statistics that "
-                    "have seen the evaluation set",
-                    change="model.eval() before, model.train() after",
-                )
-    return None
-
-
-def _training_calls(rank: Rank) -> list[Event]:
-    """The calls of networks that a backward pass followed."""
-    return [rank.events[event["forward"]] for event in rank.backwards if event.get("forward") is not None]
-
-
-def _in_eval(training: Training, run: Run, event: Event, says: str) -> Finding:
-    return Finding(
-        check="mode",
-        outcome="FAIL",
-        says=says,
-        place=training.place(event),
-        expected="model.train() before every epoch, on all ranks",
-        found=f"with {run.processes} processes a training step is made with the network in eval()",
-        effect="no dropout there, and normalisation by frozen statistics: ranks train different networks",
-        change="call model.train() at the start of each epoch, after every evaluation",
-        edits=edits.train_mode(training.place(event)),
-    )
-
-
 def batch_statistics(training: Training) -> Finding:
     """Over what are normalisation statistics taken, and do all ranks end with the same?"""
     per_rank, synchronised = 0, False
     for run in training.runs:
-        for event in _training_calls(run.first):
+        for event in training_calls(run.first):
             if event["norms"]:
                 per_rank = max(per_rank, event["size"])
             synchronised = synchronised or event["sync_norms"] > 0
@@ -200,7 +159,7 @@ def _apart(training: Training, run: Run) -> Finding | None:
             return Finding(
                 check="batch statistics",
                 outcome="FAIL",
-                says=f"each rank has running statistics of its own, {difference:.1%} apart "
+                says=f"each rank has running statistics of its own, {_share(difference)} apart "
                 + ("when it is evaluated" if evaluated else "at the end"),
                 place=training.place(events[0]) or training.place(starts[0][0]),
                 expected="one set of running statistics: broadcast, averaged or synchronised before it is used",
@@ -217,7 +176,7 @@ def _apart(training: Training, run: Run) -> Finding | None:
 def _starts(run: Run) -> list[tuple[Event, ...]]:
     """The calls with which training steps begin, those of all ranks together."""
     if not run.first.about.get("lockstep"):
-        calls = [[call for call in _training_calls(rank) if call.get("buffers")] for rank in run.ranks]
+        calls = [[call for call in training_calls(rank) if call.get("buffers")] for rank in run.ranks]
         return list(zip(*calls, strict=False))
     found = []
     for _, steps in run.whole():  # ranks may make different numbers of passes in a step
@@ -242,6 +201,11 @@ def _relative(arrays: Sequence[Array]) -> float:
     first = arrays[0]
     size = float(numpy.abs(first).max(initial=0.0)) or 1.0
     return max((float(numpy.abs(one - first).max(initial=0.0)) / size for one in arrays[1:]), default=0.0)
+
+
+def _share(difference: float) -> str:
+    """ "12.3%", "2e-06"."""
+    return f"{difference:.1%}" if difference >= 1e-3 else f"{difference:.0e}"
 
 
 def weights(training: Training) -> Finding:
@@ -275,7 +239,8 @@ def _differs(training: Training, run: Run, place: int, step: Event, index: int, 
     return Finding(
         check="weights",
         outcome="FAIL",
-        says=f"differ between ranks from {'the start' if begin else f'update {place}'} on: {difference:.1%} in {name}",
+        says=f"differ between ranks from {'the start' if begin else f'update {place}'} on: "
+        f"{_share(difference)} in {name}",
         place=training.place(step),
         expected="the same weights on all ranks, always",
         found=f"with {run.processes} processes {name} differs "
@@ -284,4 +249,5 @@ def _differs(training: Training, run: Run, place: int, step: Event, index: int, 
         change="seed all ranks alike before the network is made, or broadcast rank 0's weights (DDP does)"
         if begin
         else "look at what that update did on one rank and not on the others",
+        known=("Li et al. 2020, PyTorch Distributed",) if begin else (),
     )

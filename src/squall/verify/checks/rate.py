@@ -266,6 +266,11 @@ def _fine(training: Training) -> Finding:
     if not schedules:
         return Finding(check="rate", outcome="ok", says=said)
     one = schedules[-1]
-    unit = "an update" if one.an_update >= 1 else "an epoch"
-    often = "once" if one.an_update <= 1 else f"{round(one.an_update)} times"
-    return Finding(check="rate", outcome="ok", says=f"{said}; {one.made['kind']} moves {often} {unit}")
+    if one.an_update >= 1:
+        often = round(one.an_update)
+        moves = "once an update" if often == 1 else f"{often} times an update"
+    elif abs(len(one.steps) - one.epochs) <= 1:
+        moves = "once an epoch"
+    else:
+        moves = f"{count(len(one.steps), 'time')} in {count(len(one.updates), 'update')}"
+    return Finding(check="rate", outcome="ok", says=f"{said}; {one.made['kind']} moves {moves}")

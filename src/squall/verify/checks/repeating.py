@@ -40,6 +40,7 @@ def determinism(training: Training) -> Finding:
                 f"epoch {place + 1}, and between ranks",
                 effect="no run can be repeated; and since the ranks' orders differ, some samples are read twice",
                 change="seed the order by (seed, epoch), alike on all ranks",
+                known=("Qwen3-VL#1971",),
             )
         return Finding(
             check="determinism",

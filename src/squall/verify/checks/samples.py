@@ -115,7 +115,8 @@ def _read_again(training: Training) -> Finding | None:
                 says=f"{again:,} of {len(counts):,} samples come {int(numpy.median(counts))} times in one pass",
                 place=place,
                 expected="each sample once, from one rank and one loader process",
-                found=f"with {count(run.processes, 'process')} the iterable data set gives the same samples to several readers",
+                found=f"with {count(run.processes, 'process')} the iterable data set gives the same samples to several "
+                "readers",
                 effect="an epoch is that many times longer than meant, and minibatches hold copies",
                 change="cut the iteration by rank and by get_worker_info().id",
             )
@@ -213,7 +214,7 @@ def _uncovered(training: Training, one: Pass) -> Finding:
         found=found,
         effect=effect,
         change="DistributedSampler(dataset) with the same seed on all ranks, and set_epoch(epoch) in each epoch",
-        known=() if same or everything else ("LongLive#71",),
+        known=("RoMa#32",) if same or everything else ("LongLive#71",),
     )
 
 

@@ -1,19 +1,12 @@
 """The observer never ends a training: where a hook fails, that is noted, and the script goes on as if it were alone.
 
 A hook has parts of ours and, between them, what the script asked for. Only ours are guarded; an exception of the
-script's own passes as it is. Three forms, for the three shapes that hooks have::
+script's own passes as it is::
 
     @watching(None)                           a method that only observes, of an object with a `recorder`
     def _given(self, batch): ...
 
     with Guard(recorder, "batch"): ...        some lines of ours
-
-    def watched(loss):                        something to be done before and after a call of the script's
-        event = before(loss)
-        result = yield                        <- the script's call; what it raises passes through
-        event["result"] = result
-
-    torch.autograd.backward = around(recorder, "backward", torch.autograd.backward, watched)
 
 What a hook could not see is an event, one for each hook: ``{"event": "blind", "hook", "error", "where", "times"}``.
 """
@@ -21,8 +14,7 @@ What a hook could not see is an event, one for each hook: ``{"event": "blind", "
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Generator
-from contextlib import suppress
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -31,9 +23,6 @@ from squall.verify.observe.recorder import Recorder, where
 P = ParamSpec("P")
 R = TypeVar("R")
 D = TypeVar("D")
-
-Body = Callable[..., Generator["tuple[tuple[Any, ...], dict[str, Any]] | None", Any, Any]]
-"""What is done around a call: yields once; what it yields, where not None, are the arguments to call with instead."""
 
 _LONG = 300  # characters of an error that are kept
 
@@ -87,32 +76,3 @@ class Guard:
             return False
         note_blind(self.recorder, self.hook, error)
         return True
-
-
-def around(recorder: Recorder, hook: str, call: Callable[..., Any], body: Body) -> Callable[..., Any]:
-    """The same call, with something of ours before and after it.
-
-    Arguments:
-        body: a generator function of the call's arguments. What stands before its `yield` is done before the call,
-            which gives the result to the `yield`; where the call raises, the body is closed there, so that its
-            `finally` is run. A body may return before it has yielded.
-    """
-
-    @functools.wraps(call)
-    def watched(*args: Any, **named: Any) -> Any:
-        parts = body(*args, **named)
-        with Guard(recorder, hook):
-            changed = next(parts, None)
-            if changed is not None:
-                args, named = changed
-        try:
-            result = call(*args, **named)
-        except BaseException:
-            with Guard(recorder, hook):
-                parts.close()
-            raise
-        with Guard(recorder, hook), suppress(StopIteration):
-            parts.send(result)
-        return result
-
-    return watched

@@ -10,6 +10,7 @@ import os
 import signal
 from pathlib import Path
 
+from squall.verify.observe.appointment import Appointment
 from squall.verify.observe.recorder import Recorder
 
 KILL = "kill-after-update"
@@ -24,19 +25,18 @@ class Interruption:
 
     def __init__(self, recorder: Recorder, watched: Path) -> None:
         self.recorder, self.watched = recorder, watched
-        self._note = recorder.folder / KILL
+        self._end = Appointment(recorder.folder, KILL)
         self._before: dict[str, tuple[int, int]] | None = None
 
     def stepped(self, updates: int) -> None:
         """After an update: kills this process if it was the last."""
-        if self.recorder.rank == 0 and not self._note.exists():
+        if self.recorder.rank == 0 and self._end.number is None:
             files = self._files()
             if files and files == self._before and updates >= _FIRST:
-                new = self._note.with_suffix(".new")
-                new.write_text(str(updates + _LATER), encoding="utf-8")
-                new.replace(self._note)
+                self._end.make(updates + _LATER)
             self._before = files
-        if self._note.exists() and updates >= int(self._note.read_text(encoding="utf-8")):
+        end = self._end.number
+        if end is not None and updates >= end:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def _files(self) -> dict[str, tuple[int, int]]:

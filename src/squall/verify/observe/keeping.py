@@ -2,49 +2,60 @@
 
 A script under observation saves as it always does, into the place where the real training saves: cut epochs would leave
 their weights over the real ones, and the next trial would find the last one's checkpoints and go on from them. Python
-tells before a file is opened, renamed or removed (audit hooks, PEP 578); writers in C++ and Rust are asked at their
-door. What was there is copied, once, whoever of the ranks comes first; what was not there is noted. After the trial the
-owner puts all back (`squall.verify.restoring`).
+tells before something is opened, renamed, linked, made or removed (audit hooks, PEP 578); writers in C++ and Rust are
+asked at their door. What was there is noted (`journal`), and after the trial the owner puts all back
+(`squall.verify.restoring`). What cannot be put aside is not touched: the script's call ends with `NotKeptError`.
 
-Not kept: temporary files, caches of the home folder, compiled modules, and the trial's own folders.
+    in the working folder      what was there comes back, what is new goes
+    anywhere else              what was there comes back, what is new stays and is told
+    hidden, temporary places   what was there comes back, what is new stays
+    caches, modules compiled   left alone, and so are the trial's own folders
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import os
-import shutil
 import stat
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-KEPT = "kept"
-"""Folder in the job's folder: for each file that was touched a note, and a copy where it was there before."""
+from squall.verify.observe.journal import Journal, New, is_in
 
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-_WAIT_S = 60.0  # for another rank's copy
-_POLL_S = 0.01
+_EVENTS = frozenset(
+    ("open", "os.truncate", "os.rename", "os.link", "os.symlink", "os.remove", "os.mkdir", "os.rmdir"),
+)
+_CACHES = ("XDG_CACHE_HOME", "HF_HOME", "TORCH_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
 
 
 class Keeper:
-    """Puts files aside before they are changed."""
+    """Puts files aside before they are changed.
+
+    Arguments:
+        folder: the job's.
+        own: other folders of the trial.
+    """
 
     def __init__(self, folder: Path, own: Sequence[Path]) -> None:
-        self.folder = folder / KEPT
-        self.folder.mkdir(exist_ok=True)
-        elsewhere = [Path(tempfile.gettempdir()), Path.home() / ".cache", Path("/dev"), Path("/proc"), Path("/sys")]
-        self._own = tuple(f"{os.path.realpath(place)}{os.sep}" for place in (folder, *own))
-        self._elsewhere = tuple(f"{os.path.realpath(place)}{os.sep}" for place in elsewhere)
-        self._here = f"{os.path.realpath(Path.cwd())}{os.sep}"
-        self._known: set[str] = set()
+        self._here = os.path.realpath(Path.cwd())
+        self._journal = Journal(folder, self._here)
         self._busy = threading.local()
+        home = Path.home()
+        caches = self._elsewhere(home / ".cache", *(os.environ[name] for name in _CACHES if os.environ.get(name)))
+        ours = [os.path.realpath(place) for place in (folder, *own)]
+        self._alone = (*ours, "/proc", "/sys", *caches)
+        self._temporary = self._elsewhere(tempfile.gettempdir(), "/dev")
+        hidden = f"{os.path.realpath(home)}{os.sep}."
+        self._hidden = () if self._here.startswith(hidden) else (hidden,)
+
+    def _elsewhere(self, *places: str | Path) -> tuple[str, ...]:
+        """Those of the places in which the script does not run: else what it writes there is its work."""
+        return tuple(real for real in map(os.path.realpath, places) if not is_in(self._here, real))
 
     def install(self) -> None:
         """From now on, for as long as the process lives."""
@@ -52,80 +63,109 @@ class Keeper:
         self._ask_at_doors()
 
     def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if event not in ("open", "os.rename", "os.remove", "os.truncate", "os.mkdir") or getattr(
-            self._busy, "on", False
-        ):
+        if event not in _EVENTS or getattr(self._busy, "on", False):
             return
         self._busy.on = True
         try:
-            if event == "open":
-                path, _, flags = arguments
-                if isinstance(flags, int) and flags & _WRITES:
-                    self.keep(path)
-            elif event == "os.mkdir":
-                self.keep(arguments[0], folder=True)
-            else:
-                for path in arguments[: 2 if event == "os.rename" else 1]:
-                    self.keep(path)
-        except (OSError, ValueError, TypeError):  # the script's own call says what is wrong
-            pass
+            self._heard(event, *arguments)
         finally:
             self._busy.on = False
 
-    def keep(self, path: Any, *, folder: bool = False) -> None:
-        """Puts a file aside, if that has not been done; a folder that will be made is noted."""
-        if isinstance(path, int) or path is None:
-            return
-        real = os.path.realpath(os.fsdecode(path))
-        if real in self._known:
-            return
-        self._known.add(real)
-        if real.startswith(self._own) or f"{os.sep}__pycache__{os.sep}" in real:
-            return
-        if real.startswith(self._elsewhere) and not real.startswith(self._here):
-            return
-        note = self.folder / hashlib.sha256(real.encode("utf-8", "surrogateescape")).hexdigest()
-        try:
-            there = os.lstat(real)
-        except FileNotFoundError:
-            there = None
-        if there is not None and not stat.S_ISREG(there.st_mode):
-            return  # folders stay, pipes and devices are no files
-        if there is None and not real.startswith(self._here):
-            return  # new files elsewhere are somebody's caches
-        try:
-            os.close(os.open(f"{note}.claimed", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-        except FileExistsError:
-            self._wait(Path(f"{note}.json"))
-            return
-        if there is not None:
-            shutil.copy2(real, f"{note}.copy")
-        told = {"path": real, "was": None if there is None else "file", "folder": folder, "order": time.time_ns()}
-        Path(f"{note}.new").write_text(json.dumps(told), encoding="utf-8")
-        Path(f"{note}.new").replace(f"{note}.json")
+    def _heard(self, event: str, path: Any, *more: Any) -> None:
+        match event:
+            case "open":
+                _, flags = more
+                if isinstance(flags, int) and flags & _WRITES:
+                    self.keep(_place(path, follow=True))
+            case "os.truncate":
+                self.keep(_place(path, follow=True))
+            case "os.rename":
+                target, at, at_target = more
+                self._rename(_place(path, at), _place(target, at_target))
+            case "os.link":
+                target, at, at_target = more
+                self.keep(_place(path, at, follow=True))  # who writes to its other name writes to this one
+                self.keep(_place(target, at_target))
+            case "os.symlink":
+                target, at = more
+                self.keep(_place(target, at))
+            case "os.remove" | "os.mkdir":
+                self.keep(_place(path, more[-1]))
+            case "os.rmdir":
+                self.keep(_place(path, more[-1]), folder=True)
 
-    def _wait(self, note: Path) -> None:
-        """Until another rank has made its copy."""
-        end = time.monotonic() + _WAIT_S
-        while not note.exists() and time.monotonic() < end:
-            time.sleep(_POLL_S)
+    def keep(self, place: str | None, *, folder: bool = False) -> None:
+        """Notes what a place holds before it is changed; see `Journal.keep`."""
+        if place is not None and not self._is_left_alone(place):
+            self._journal.keep(place, new=self._new(place), folder=folder)
+
+    def _rename(self, source: str | None, target: str | None) -> None:
+        if source is None or target is None:
+            return
+        try:
+            is_folder = stat.S_ISDIR(os.lstat(source).st_mode)
+        except OSError:  # nothing will be renamed
+            return
+        if not is_folder:
+            self.keep(source)
+            self.keep(target)
+        elif not (self._is_left_alone(source) and self._is_left_alone(target)):
+            self._journal.move(source, target, new=self._new(target))
+
+    def _is_left_alone(self, place: str) -> bool:
+        return any(is_in(place, folder) for folder in self._alone) or f"{os.sep}__pycache__{os.sep}" in place
+
+    def _new(self, place: str) -> New:
+        if place.startswith(self._hidden) or any(is_in(place, folder) for folder in self._temporary):
+            return "unsaid"
+        return "goes" if is_in(place, self._here) else "stays"
 
     def _ask_at_doors(self) -> None:
-        """Writers that Python does not hear of: torch's zip files, safetensors."""
+        """Writers that Python does not hear of, where their callers look them up at each call, whatever these are
+        called by: torch's zip files, its scripts, safetensors."""
         import safetensors.numpy
         import safetensors.torch
         import torch
 
-        torch.save = self._asked(torch.save, 1)
+        class PyTorchFileWriter(torch._C.PyTorchFileWriter):
+            __init__ = self._asked(torch._C.PyTorchFileWriter.__init__, 1)
+
+        torch._C.PyTorchFileWriter = PyTorchFileWriter  # type: ignore[misc]
+        for name in ("ScriptModule", "RecursiveScriptModule", "ScriptFunction"):
+            script: Any = getattr(torch.jit, name)
+            script.save = self._asked(script.save, 1)
         for module in (safetensors.torch, safetensors.numpy):
-            module.save_file = self._asked(module.save_file, 1)  # type: ignore[attr-defined]
+            module.serialize_file = self._asked(module.serialize_file, 1)  # type: ignore[attr-defined]
 
     def _asked(self, call: Any, position: int) -> Any:
         @functools.wraps(call)
         def asked(*args: Any, **named: Any) -> Any:
             given = args[position] if len(args) > position else named.get("f", named.get("filename"))
             if isinstance(given, str | os.PathLike):
-                self.keep(given)
+                self.keep(_place(given, follow=True))
             return call(*args, **named)
 
         return asked
+
+
+def _place(path: Any, at: int = -1, *, follow: bool = False) -> str | None:
+    """Where a path leads: absolute, without links but for its last part; None for a descriptor, or no path at all.
+
+    Arguments:
+        at: the descriptor of the folder that it is relative to; negative: the working folder.
+        follow: the last part too, as who writes to a link does; who renames or removes it does not.
+    """
+    if isinstance(path, int) or path is None:
+        return None
+    try:
+        name = os.fsdecode(path)
+        if "\0" in name:
+            return None
+        if at >= 0:
+            name = os.path.join(os.readlink(f"/proc/self/fd/{at}"), name)  # noqa: PTH118, PTH115
+        above, last = os.path.split(name.rstrip(os.sep))
+        if follow or last in ("", ".", ".."):
+            return os.path.realpath(name)
+        return os.path.join(os.path.realpath(above), last)  # noqa: PTH118
+    except (OSError, ValueError, TypeError):  # the script's own call says what is wrong
+        return None

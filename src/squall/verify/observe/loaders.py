@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections import deque
+import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +24,32 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset, dataloader
 from torch.utils.data._utils import fetch as fetching
 
-from squall.verify.observe import streams
-from squall.verify.observe.orders import Batch, Order, Watched, describe, number_of
+from squall.verify.observe import contents, streams
+from squall.verify.observe.blind import Guard, watching
+from squall.verify.observe.orders import Batch, Order, Watched, describe
+from squall.verify.observe.places import held_by, number_of
+from squall.verify.observe.recent import Recent
 from squall.verify.observe.recorder import Recorder, where
 
-_LAST_BATCHES = 4
 _ROWS = 1024  # samples of a batch that are hashed, where no index tells them apart
 
 
 class Loaders:
     """Watches the loaders of one rank."""
 
-    def __init__(self, recorder: Recorder, *, on_pass: Any = None) -> None:
+    def __init__(self, recorder: Recorder, *, on_pass: Callable[[int, Order | None], None] | None = None) -> None:
         self.recorder = recorder
-        self.on_pass = on_pass or (lambda root: None)  # called where a pass begins
+        self.on_pass = on_pass or (lambda root, order: None)  # called where a pass begins
         self.latest: dict[str, Any] | None = None  # the batch that was given out last
-        self._recent: deque[tuple[dict[str, Any], list[Tensor]]] = deque(maxlen=_LAST_BATCHES)
+        self.latest_of: dict[int, dict[str, Any]] = {}  # the same, of each data set
+        self._recent = Recent()
         self._roots: dict[int, int] = {}
         self._alive: list[Any] = []  # so that no number is used again
         self._passes: dict[int, int] = {}
         self._current: dict[int, int] = {}  # root -> pass, for loader processes, which inherit it
-        self._orders: list[Order] = []  # passes that go on
+        self._made_of: dict[int, tuple[int, int]] = {}  # pass -> its data set and sampler, by their ids
+        self._going: weakref.WeakSet[Order] = weakref.WeakSet()  # passes whose loaders are being read
+        self._to_finish: list[Order] = []  # passes that were observed, and have not come to their end
         self._iterator: Any = None  # over a loader without an order
         self._rounds = -1
         self._items: list[list[int]] = []
@@ -88,17 +94,18 @@ class Loaders:
 
         fetching._MapDatasetFetcher.fetch = read  # type: ignore[method-assign]
         streams.SEEDS.install()
-        self.recorder.before_save.append(self._finish)
 
+    @watching(None)
     def begins(self, order: Order) -> dict[str, Any]:
         """A pass over a loader begins."""
-        self._orders.append(order)
+        self._going.add(order)
         watched = order.watched
         dataset, root = self.root(watched.dataset)
         sampler = watched.sampler
         event = self.note_pass(
             root,
-            streams.length(dataset),
+            contents.length(dataset),
+            order,
             kind=type(dataset).__name__,
             run=[],
             sizes=[],
@@ -107,48 +114,80 @@ class Loaders:
             workers=watched.workers,
             sampler=describe(sampler),
         )
-        held = _held(watched.dataset)
-        if held is not None:
-            self.recorder.keep(event, "held", held)
+        self._made_of[event["n"]] = _made_of(order)
+        if self.recorder.observing:
+            self._to_finish = [*(one for one in self._to_finish if not one.over), order]
+            with Guard(self.recorder, "Loaders.begins: held"):
+                held = held_by(watched.dataset)
+                if held is not None:
+                    self.recorder.keep(event, "held", held)
         return event
 
-    def _finish(self) -> None:
-        """Reads on to the end of passes that were broken off: what they would have held is part of their order."""
-        for order in self._orders:
+    def keep_known(self) -> None:
+        """What is known of passes that have not come to their end: the trace that is saved now may be the last."""
+        for order in self._to_finish:
+            order.keep_known()
+
+    def finish(self) -> None:
+        """The script is over: reads on to the end of passes that were broken off, which belongs to their order."""
+        for order in self._to_finish:
             order.finish()
-        self._orders = [order for order in self._orders if not order.over]
+        self._to_finish = []
+
+    def follows(self, order: Order | None, pass_: int | None) -> bool:
+        """Whether a pass that begins certainly comes after another (its event's number), and not beside it.
+
+        It does if it is over the same data, not another part of it, and by the same sampler; or by another, and the
+        earlier one is over.
+        """
+        if order is None or pass_ is None or pass_ not in self._made_of:
+            return True
+        (dataset, sampler), before = _made_of(order), self._made_of[pass_]
+        return dataset == before[0] and (sampler == before[1] or not self._is_read(pass_))
+
+    def _is_read(self, pass_: int) -> bool:
+        going = [order for order in self._going if order.event is not None and order.event["n"] == pass_]
+        return any(not order.used_up for order in going)
 
     def has_no_end(self, root: int | None) -> bool:
         """Whether data is read in a pass that may go on for ever."""
-        going = [order.event for order in self._orders if order.event is not None and not order.over]
+        going = [order.event for order in self._going if order.event is not None and not order.over]
         return any(event["data"] == root and event.get("endless") for event in going)
 
-    def note_pass(self, root: int, size: int, **fields: Any) -> dict[str, Any]:
-        """A pass over a data set begins."""
-        self.on_pass(root)
+    def note_pass(self, root: int, size: int, order: Order | None = None, **fields: Any) -> dict[str, Any]:
+        """A pass over a data set begins; `order`: over a loader that has one."""
+        self.on_pass(root, order)
         number = self._passes[root] = self._passes.get(root, -1) + 1
         self._current[root] = number
         defaults = {"batches": 0, "run": [], "sizes": [], "batch_size": None, "drop_last": False, "workers": 0}
         return self.recorder.note("pass", data=root, pass_=number, size=size, **{**defaults, **fields}, where=where())
 
+    @watching(None)
     def _given(self, iterator: Any, batch: Any) -> None:
-        event = getattr(iterator._sampler_iter, "event", None)
+        order = iterator._sampler_iter if isinstance(iterator._sampler_iter, Order) else None
+        event = None if order is None else order.event
         position = iterator._num_yielded - 1
+        if order is not None:
+            order.given = position + 1
         tensors = leaves(batch)
         note = self.recorder.note(
             "batch",
             of=None if event is None else event["n"],
             position=position if event is None else event["run"][position],
-            size=len(tensors[0]) if tensors and tensors[0].ndim else 0,
+            size=contents.count(tensors[0]) if tensors else 0,
             data=self.root(iterator._dataset)[1],
         )
+        self._is_latest(note, tensors)
         if event is None:
             note["round"] = self._round(iterator)
-            rows = [streams.content(row) for row in tensors[0][:_ROWS]] if tensors and tensors[0].ndim > 1 else []
-            self.recorder.keep(note, "rows", numpy.asarray(rows, dtype=numpy.int64))
-        self.latest = note
-        self._recent.append((note, tensors))
+            if tensors and self.recorder.observing:
+                self.recorder.keep(note, "rows", numpy.asarray(contents.each(tensors[0], _ROWS), dtype=numpy.int64))
         self._flush_items()
+
+    def _is_latest(self, note: dict[str, Any], tensors: list[Tensor]) -> None:
+        self.latest = self.latest_of[note["data"]] = note
+        if self.recorder.observing:
+            self._recent.add(note, tensors)
 
     def _round(self, iterator: Any) -> int:
         """Which iteration over a loader without an order this is."""
@@ -157,56 +196,78 @@ class Loaders:
             self._rounds += 1
         return self._rounds
 
-    def given(self, batch: Any, **fields: Any) -> None:
+    @watching(None)
+    def given(self, /, batch: Any, **fields: Any) -> None:
         """A batch that did not come from a `DataLoader`."""
         self._flush_items()
-        self.latest = self.recorder.note("batch", **fields)
-        self._recent.append((self.latest, leaves(batch)))
+        self._is_latest(self.recorder.note("batch", **fields), leaves(batch))
 
     def source(self, tensors: list[Tensor]) -> dict[str, Any] | None:
         """The batch that a network's inputs came from: by their memory, then by their numbers, then the latest."""
-        note: dict[str, Any]
-        for note, given in reversed(self._recent):
-            places = {one.data_ptr() for one in given}
-            if any(one.data_ptr() in places for one in tensors):
-                return note
-        for note, given in reversed(self._recent):
-            if any(_same(one, other) for one in tensors for other in given):
-                return note
-        return self.latest
+        return self._found(tensors) or self.latest
+
+    @watching(None)
+    def _found(self, tensors: list[Tensor]) -> dict[str, Any] | None:
+        return self._recent.find(tensors)
 
     def _read(self, fetcher: Any, indices: Any) -> Any:
         """As the fetcher does it, sample by sample, each between two looks at the generators."""
         dataset: Any = fetcher.dataset
-        root, number = self.root(dataset)
-        pass_ = getattr(indices, "pass_", self._current.get(number, -1))
+        pass_ = getattr(indices, "pass_", None)
         indices = list(indices) if isinstance(indices, Batch) else indices
         below = dataset
         while type(below) is Subset:  # it hands several indices on only if the data set below takes several
             below = below.dataset
         if getattr(below, "__getitems__", None):
             return fetcher.collate_fn(dataset.__getitems__(indices))
-        held = streams.held_by(root if below is root else dataset)
-        data = []
+        held = self._holds(dataset)
+        data: list[Any] = []
+        items: list[list[int]] = []
         for index in indices:
-            with streams.reading(held) as drawn:
+            drawn = self._opens(held)
+            try:
                 sample = dataset[index]
+            finally:
+                self._closes(drawn)
             data.append(sample)
-            inside = number_of(index, dataset)
-            stored = streams.is_stored(sample, inside, root) if drawn.made else -1
-            self.add_item(
-                [
-                    *(number, pass_, inside),
-                    *(drawn.drawn, drawn.made, streams.content(sample), stored),
-                ],
-                self.recorder.here,
-            )
+            items += self._item(dataset, index, pass_, sample, drawn)
+        self.add_items(items)
         return fetcher.collate_fn(data)
 
-    def add_item(self, item: list[int], here: bool) -> None:
-        """What one sample was read of and drew: data, pass, index, hashes; `here`: not in a loader process."""
-        self._items.append(item)
-        if not here:
+    @watching(())
+    def _holds(self, dataset: Any) -> Sequence[Any]:
+        """The generators that a data set holds."""
+        below = dataset
+        while type(below) is Subset:
+            below = below.dataset
+        return streams.held_by(below if below is self.root(dataset)[0] else dataset)
+
+    @watching(None)
+    def _opens(self, held: Sequence[Any]) -> streams.Reading:
+        return streams.SEEDS.opens(held)
+
+    @watching(None)
+    def _closes(self, drawn: streams.Reading | None) -> None:
+        if drawn is not None:
+            drawn.close()
+
+    @watching(())
+    def _item(
+        self, dataset: Any, index: Any, pass_: int | None, sample: Any, drawn: streams.Reading | None
+    ) -> Sequence[list[int]]:
+        if drawn is None:
+            return ()
+        root, number = self.root(dataset)
+        inside = number_of(index, dataset)
+        stored = contents.is_stored(sample, inside, root) if drawn.made else -1
+        pass_ = self._current.get(number, -1) if pass_ is None else pass_
+        return ([number, pass_, inside, drawn.drawn, drawn.made, contents.content(sample), stored],)
+
+    @watching(None)
+    def add_items(self, items: list[list[int]]) -> None:
+        """What samples were read of and drew: data, pass, index, hashes."""
+        self._items += items
+        if not self.recorder.here:
             self._write_items()
 
     def _flush_items(self) -> None:
@@ -221,9 +282,12 @@ class Loaders:
         worker = -1 if info is None else info.id
         path = Path(self.recorder.folder) / f"rank-{self.recorder.rank}.items-{os.getpid()}.jsonl"
         with path.open("a", encoding="utf-8") as file:
-            for item in self._items:
-                file.write(json.dumps([worker, *item]) + "\n")
+            file.write("".join(json.dumps([worker, *item]) + "\n" for item in self._items))
         self._items = []
+
+
+def _made_of(order: Order) -> tuple[int, int]:
+    return id(order.watched.dataset), id(order.watched.sampler)
 
 
 def leaves(batch: Any, depth: int = 4) -> list[Tensor]:
@@ -237,21 +301,3 @@ def leaves(batch: Any, depth: int = 4) -> list[Tensor]:
     if depth and hasattr(batch, "data") and isinstance(batch.data, dict):  # BatchEncoding
         return leaves(batch.data, depth - 1)
     return []
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    if one.shape != other.shape or one.numel() == 0 or one.dtype != other.dtype:
-        return False
-    return bool((one.detach().to("cpu") == other.detach().to("cpu")).all())
-
-
-def _held(dataset: Any) -> numpy.ndarray[Any, Any] | None:
-    """The indices, into the data set below all subsets, that a loader of this one can give; None for all."""
-    if not isinstance(dataset, Subset):
-        return None
-    found = numpy.asarray([int(index) for index in dataset.indices], dtype=numpy.int64)
-    below = dataset.dataset
-    while isinstance(below, Subset):
-        inside = numpy.asarray([int(index) for index in below.indices], dtype=numpy.int64)
-        found, below = inside[found], below.dataset
-    return numpy.unique(found)

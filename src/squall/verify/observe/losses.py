@@ -8,7 +8,8 @@ pass is the factor with which it enters the loss, whatever multiplied or divided
                        <-  * 1e-3  <-  sum over a parameter           enters with 1e-3/4: a penalty
 
 So the weight of a sample is known without knowing the user's loss, also under loss scaling and accumulation. A term
-that leads to nothing but parameters is a penalty.
+that leads to nothing but parameters is a penalty. Two that do nothing but choose from the same log probabilities, and
+add them up, are parts of one loss: cross entropy with smoothed labels.
 
 What a node has saved is looked at, and left as it is: what checkpointing would have to compute again is not known.
 """
@@ -35,6 +36,11 @@ _CARRIES = (  # what gives out the numbers that it is given, each for itself
     *("Unbind", "Unsqueeze", "Squeeze", "Expand", "Index", "Slice", "Split", "Stack", "Cat"),
 )
 _REDUCES = ("Mean", "Sum", "Nansum")
+_NLL = ("NllLoss", "NllLoss2D", "NllLoss2d")
+_CHOOSES = (  # what gives out some of the numbers that it is given, or their sums
+    *("Mean", "Sum", "Neg", "MaskedFill", "Gather", "Select", "Index", "Squeeze", "Unsqueeze", "View", "ReshapeAlias"),
+    *("UnsafeView", "Permute", "Transpose", "Clone", "Alias", "ToCopy", *_NLL),
+)
 _FEW = 200  # nodes between a mean of losses and the losses
 
 
@@ -78,15 +84,23 @@ class Terms:
             return
         _LOOK.open = True
         try:
+            sources: list[Any] = []
             for node, term, constants in _find(loss.grad_fn, (), set()):
-                self._add(node, term, constants)
+                self._add(node, term, constants, sources)
         finally:
             _LOOK.open = False
 
-    def _add(self, node: Any, term: dict[str, Any], constants: tuple[float, ...]) -> None:
-        term |= {"node": node.name(), "constants": list(constants), "factor": None}
+    def _add(self, node: Any, term: dict[str, Any], constants: _Constants, sources: list[Any]) -> None:
+        term |= {"node": node.name(), "factor": None, "constants": [value for value, _ in constants]}
+        term["divisors"] = [1 / value for value, divided in constants if divided]
+        source, each = _source(node)
         if term["how"] != "opaque":
-            term["penalty"] = _is_penalty(node)
+            term |= {"penalty": _is_penalty(node), "of": _kind(source)}
+            if _kind(source) == "LogSoftmax" and source in sources:  # of each sample `each` log probabilities are added
+                samples = _samples(source)
+                term |= {"part_of": sources.index(source)}
+                term |= {"each": each if term["how"] == "mean" else each * (term.get("units") or 0) / samples}
+        sources.append(source)
         self.terms.append(term)
 
         def arrived(gradients: tuple[Any, ...], term: dict[str, Any] = term) -> None:
@@ -104,13 +118,14 @@ class Terms:
         return self.terms
 
 
-_Found = tuple[Any, dict[str, Any], tuple[float, ...]]
+_Constants = tuple[tuple[float, bool], ...]  # each with whether it is a division's: 1/4 for one by 4
+_Found = tuple[Any, dict[str, Any], _Constants]
 
 
-def _find(root: Any, constants: tuple[float, ...], seen: set[Any]) -> list[_Found]:
+def _find(root: Any, constants: _Constants, seen: set[Any]) -> list[_Found]:
     """The terms below a node: node, what it makes one number of, the numbers that it was multiplied by."""
     found: list[_Found] = []
-    stack: list[tuple[Any, int, tuple[float, ...]]] = [(root, 0, constants)]
+    stack: list[tuple[Any, int, _Constants]] = [(root, 0, constants)]
     while stack and len(seen) < _MOST:
         node, output, constants = stack.pop()
         if node in seen:
@@ -189,7 +204,7 @@ def _count(sizes: Any) -> int | None:
 def _term(node: Any) -> dict[str, Any] | None:
     """What a node makes one number of; None where it only passes scalars on."""
     kind = _kind(node)
-    if kind in ("NllLoss", "NllLoss2D", "NllLoss2d"):
+    if kind in _NLL:
         return _nll(node)
     if kind in _REDUCES:
         numel = _saved(node, "self_sym_numel")
@@ -229,19 +244,41 @@ def _nll(node: Any) -> dict[str, Any] | None:
     return term
 
 
-def _constants(node: Any) -> tuple[float, ...]:
-    """The number by which a node multiplies: 1/4 for a division by 4."""
+def _constants(node: Any) -> _Constants:
+    """The number by which a node multiplies or divides."""
     kind = _kind(node)
     if kind not in ("Mul", "Div"):
         return ()
     for name in ("other", "self"):
         value = _saved(node, name)
         if isinstance(value, Tensor) and value.numel() == 1 and not value.requires_grad:
-            number = float(value)
-            return (number,) if kind == "Mul" else ((1 / number,) if number and name == "other" else ())
+            value = float(value)
+            if kind == "Div" and name == "self":  # a number by a loss
+                return ()
         if isinstance(value, int | float) and not isinstance(value, bool):
-            return (float(value),) if kind == "Mul" else ((1 / value,) if value else ())
+            divided = kind == "Div"
+            return () if divided and not value else ((1 / value if divided else float(value), divided),)
     return ()
+
+
+def _source(node: Any) -> tuple[Any, float]:
+    """What a term chooses from or adds up, and of how many of its numbers each of the term's units is the sum."""
+    one, each = node, 1.0
+    for _ in range(_FEW):
+        children = [(child, at) for child, at in one.next_functions if child is not None]
+        if _kind(one) not in _CHOOSES or len(children) != 1:
+            break
+        child, at = children[0]
+        if _kind(one) == "Sum" and one is not node:
+            each *= (_numel(child, at) or 1) / (_numel(one, 0) or 1)
+        one = child
+    return one, each
+
+
+def _samples(node: Any) -> int:
+    """How many samples (or tokens) a log softmax was taken of."""
+    shape, dim = node._input_metadata[0].shape, int(_saved(node, "dim"))
+    return max(1, (_count(shape) or 1) // int(shape[dim if dim < len(shape) else dim - 2**64]))
 
 
 def _is_penalty(node: Any) -> bool:

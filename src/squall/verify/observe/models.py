@@ -23,6 +23,7 @@ from torch.nn.parameter import is_lazy
 
 from squall.verify.observe import streams
 from squall.verify.observe.blind import watching
+from squall.verify.observe.contents import content
 from squall.verify.observe.loaders import Loaders, leaves
 from squall.verify.observe.parameters import Parameters
 from squall.verify.observe.recorder import Recorder, elements, is_traced, positions, where
@@ -164,7 +165,7 @@ def _is_real(tensor: Tensor) -> bool:
 def _fingerprint(tensors: list[Tensor], *, every: bool) -> int | None:
     """A hash of the first tensor that a network is called with, or of `every` one, where names tell no first."""
     found = [
-        streams.content(tensor)
+        content(tensor)
         for tensor in tensors
         if tensor.numel() > 1 and tensor.device.type == "cpu" and not hasattr(tensor, "to_local")
     ]

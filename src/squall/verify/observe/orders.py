@@ -2,16 +2,13 @@
 
 ::
 
-    sampler    0 1 2 3 4 5 6 7 8 9    read as asked for; the rest of a pass that is broken off, when the trace is saved
+    sampler    0 1 2 3 4 5 6 7 8 9    read as asked for; the rest of a pass that is broken off, at the end of the script
     cut        0 1 2             9    read at once
 """
 
 from __future__ import annotations
 
 import itertools
-import operator
-import zlib
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -19,14 +16,15 @@ from typing import Any
 import numpy
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset
 
-from squall.verify.observe import streams
+from squall.verify.observe import contents
+from squall.verify.observe.blind import watching
+from squall.verify.observe.places import hashed, listed_by, place_of
 from squall.verify.observe.recorder import Recorder
 
-_DEPTH = 4  # a sampler of batches, of shares, of samples
 _BEYOND = 1_000  # batches beyond four times those that a sampler says it has: it has no end
 
-Begins = Callable[["Order"], dict[str, Any]]
-"""Notes that a pass begins: its event."""
+Begins = Callable[["Order"], dict[str, Any] | None]
+"""Notes that a pass begins: its event; None where that could not be noted."""
 
 
 class Watched:
@@ -52,54 +50,72 @@ class Watched:
 class Order:
     """The batches of one pass, each read from the sampler when the loader asks for it.
 
-    A sampler may draw from the generators that the training draws from, so it is not read ahead; but for a pass that
-    is cut. No pass has begun before its first batch is asked for.
+    A sampler may draw from the generators that the training draws from, so it is asked for its iterator where torch
+    asks, and not read ahead; but for a pass that is cut. No pass has begun before its first batch is asked for.
+
+    Attributes:
+        event: the pass; None before it has begun.
+        over: whether the sampler has come to its end.
+        given: how many batches the script has got.
     """
 
     def __init__(self, watched: Watched) -> None:
-        self.watched = watched
+        self.watched, self.recorder = watched, watched.recorder
         self.event: dict[str, Any] | None = None
         self.over = False
-        self._source: Iterator[Any] = iter(())
-        self._ahead: deque[Any] = deque()  # read, and not given
+        self.given = 0
+        self._begun = False
+        self._source: Iterator[Any] = iter(watched.sampler)
         self._flat: list[int] = []
+        self._size = -1
+        self._kept = self.recorder.observing  # later only the batches' sizes are
         self._most = 0  # batches that are read to find the end
 
     def __iter__(self) -> Order:
         return self
 
     def __next__(self) -> Any:
-        if self.event is None:
+        if not self._begun:
+            self._begun = True
             self._begin()
-        assert self.event is not None
-        if not self._ahead:
-            batch = self._next()
-        else:
-            batch = self._ahead.popleft()
-        pass_ = self.event["pass_"]
-        return Batch(batch, pass_) if self.watched.batched and type(batch) is list else batch
+            self._cut()
+        batch = self._next()
+        if self.event is None or not self.watched.batched or type(batch) is not list:
+            return batch
+        return Batch(batch, self.event["pass_"])
 
+    @property
+    def used_up(self) -> bool:
+        """Whether the script has got all batches, not only the loader, which may read ahead."""
+        return self.over and self.event is not None and self.given >= len(self.event["run"])
+
+    @watching(None)
     def _begin(self) -> None:
-        recorder, sampler = self.watched.recorder, self.watched.sampler
-        self._source = iter(sampler)
-        length = streams.length(sampler)
-        self._most = 4 * length + _BEYOND
         self.event = self.watched.begins(self)
-        listed = listed_by(sampler, self.watched.dataset)
-        if listed is not None:
-            recorder.keep(self.event, "listed", listed)
-        if length < 0:
-            self.event["endless"] = True  # until its end is seen
-        else:
-            self.event["batches"] = length
-        if 0 <= cut(length, recorder, plain=is_plain(sampler)) < length:
-            whole = list(itertools.islice(self._source, self._most))
-            for batch in whole:
-                self._note(batch)
-            self._close()
-            self.event["run"] = _kept(len(whole), cut(len(whole), recorder, plain=is_plain(sampler)))
-            self._ahead.extend(whole[position] for position in self.event["run"])
-            self._source = iter(())
+        if self.event is None:
+            return
+        self._size = self.event["size"]
+        listed = listed_by(self.watched.sampler, self.watched.dataset)
+        if listed is not None and self._kept:
+            self.recorder.keep(self.event, "listed", listed)
+
+    def _cut(self) -> None:
+        """Reads the whole pass at once, and gives only a part of it, where it is long."""
+        sampler = self.watched.sampler
+        length = contents.length(sampler)
+        self._most = 4 * length + _BEYOND
+        if self.event is not None:
+            self.event |= {"endless": True} if length < 0 else {"batches": length}  # endless until its end is seen
+        if not 0 <= cut(length, self.recorder, plain=is_plain(sampler)) < length:
+            return
+        whole = list(itertools.islice(self._source, self._most))
+        for batch in whole:
+            self._note(batch)
+        self._close()
+        run = _kept(len(whole), cut(len(whole), self.recorder, plain=is_plain(sampler)))
+        if self.event is not None:
+            self.event["run"] = run
+        self._source = iter([whole[position] for position in run])
 
     def _next(self) -> Any:
         try:
@@ -107,46 +123,71 @@ class Order:
         except StopIteration:
             self._close()
             raise
-        self._note(batch)
+        if not self.over:
+            self._note(batch)
         return batch
 
+    @watching(None)
     def _note(self, batch: Any) -> None:
-        assert self.event is not None
-        indices = indices_of(batch, self.watched.batched)
-        if isinstance(self.watched.dataset, Subset) or not all(type(one) is int for one in indices):
-            if not all(_is_index(one) for one in indices):
-                self.event["size"] = -1  # keys that are no places: nobody knows which there are
-            indices = [number_of(one, self.watched.dataset) for one in indices]
-        self._flat += indices
-        self.event["run"].append(len(self.event["sizes"]))
-        self.event["sizes"].append(len(indices))
+        if self.event is None:
+            return
+        places: list[int] = []
+        try:
+            places = self._places(indices_of(batch, self.watched.batched))
+        except Exception:
+            self._size = self.event["size"] = -1  # nobody knows which there are
+            raise
+        finally:
+            if self._kept:
+                self._flat += places
+            self.event["run"].append(len(self.event["sizes"]))
+            self.event["sizes"].append(len(places))
 
+    def _places(self, keys: list[Any]) -> list[int]:
+        if type(self.watched.dataset) is not Subset and all(type(key) is int for key in keys):
+            return keys
+        found = [place_of(key, self.watched.dataset) for key in keys]
+        if None in found and self.event is not None:
+            self._size = self.event["size"] = -1
+        return [hashed(key) if place is None else place for key, place in zip(keys, found, strict=True)]
+
+    @watching(None)
     def _close(self) -> None:
         """The whole order is known."""
-        assert self.event is not None
-        if not self.over:
-            self.event["batches"] = len(self.event["sizes"])
-            self.event.pop("endless", None)
+        if self.event is None or self.over:
+            return
+        self.event |= {"batches": len(self.event["sizes"]), "size": self._size}
+        self.event.pop("endless", None)
         self.over = True
         self._keep()
+        self._flat = []
 
     def _keep(self) -> None:
-        assert self.event is not None
-        self.watched.recorder.keep(self.event, "indices", numpy.asarray(self._flat, dtype=numpy.int64))
+        if self.event is not None and self._kept:
+            self.recorder.keep(self.event, "indices", numpy.asarray(self._flat, dtype=numpy.int64))
+
+    def keep_known(self) -> None:
+        """What is known of a pass that goes on, or was broken off, for a trace that may be the last that is saved.
+
+        Its order is not whole, so that it says nothing of coverage: its size counts as not known until it is.
+        """
+        if self.event is not None and not self.over:
+            self._keep()
+            self.event["size"] = -1
 
     def finish(self) -> None:
-        """Reads the rest, for the trace; what the training draws afterwards is as if it had not been read.
+        """Reads the rest, when the script is over: what the sampler draws now nobody misses.
 
         What says no length may have no end: it has no order that could be whole, and is not read on.
         """
         if self.over or self.event is None:
             return
         if self.event.get("endless"):
+            self.event["size"] = self._size
             self._keep()
             return
-        with streams.undisturbed(_generators(self.watched.sampler)), suppress(Exception):  # it is the user's code
+        with suppress(Exception):  # it is the user's code
             for batch in itertools.islice(self._source, self._most):
-                self._ahead.append(batch)
                 self._note(batch)
         self._close()
 
@@ -162,71 +203,11 @@ class Batch(list[Any]):
         return Batch, (list(self), self.pass_)
 
 
-def _generators(sampler: Any) -> list[Any]:
-    """Those that a sampler, or what it is made of, holds."""
-    found: list[Any] = []
-    for _ in range(_DEPTH):
-        found += streams.held_by(sampler)
-        sampler = _within(sampler)
-    return found
-
-
-def _within(sampler: Any) -> Any:
-    """The sampler that another one is made of; None for one that stands alone."""
-    for name in ("sampler", "batch_sampler"):
-        if hasattr(sampler, name):
-            return getattr(sampler, name)
-    return getattr(getattr(sampler, "dataset", None), "_sampler", None)  # Lightning's around one of the user's
-
-
-def listed_by(sampler: Any, dataset: Any) -> numpy.ndarray[Any, Any] | None:
-    """The places in the data set below all subsets that a sampler draws from, where it has a list of them: `indices`."""
-    for _ in range(_DEPTH):
-        indices = getattr(sampler, "__dict__", {}).get("indices")
-        if indices is not None:
-            with suppress(ValueError, TypeError, IndexError, RuntimeError):  # it is some other list
-                return _places(indices, dataset)
-            return None
-        sampler = _within(sampler)
-    return None
-
-
-def _places(indices: Any, dataset: Any) -> numpy.ndarray[Any, Any] | None:
-    found = numpy.asarray(indices)
-    if found.ndim != 1 or not numpy.issubdtype(found.dtype, numpy.integer):
-        return None
-    while isinstance(dataset, Subset):
-        found, dataset = numpy.asarray(dataset.indices)[found], dataset.dataset
-    return numpy.unique(found).astype(numpy.int64)
-
-
 def indices_of(batch: Any, batched: bool) -> list[Any]:
     """What a sampler gives at once, as indices."""
     if isinstance(batch, list) or (batched and hasattr(batch, "__len__")):
         return list(batch)
     return [batch]
-
-
-def _is_index(key: Any) -> bool:
-    try:
-        operator.index(key[0] if isinstance(key, tuple) and key else key)
-    except (TypeError, RuntimeError):
-        return False
-    return True
-
-
-def number_of(key: Any, dataset: Any) -> int:
-    """The place in the data set below all subsets that a key means; of a key that is no place some number.
-
-    Of a tuple the first is the place: others say how to read it (its size, its augmentation).
-    """
-    key = key[0] if isinstance(key, tuple) and key else key
-    if not _is_index(key):
-        return zlib.crc32(repr(key).encode())
-    place = operator.index(key)
-    while isinstance(dataset, Subset):
-        place, dataset = int(dataset.indices[place]), dataset.dataset
-    return place
 
 
 def cut(batches: int, recorder: Recorder, *, plain: bool) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy
 
-from squall.verify.observe import streams
+from squall.verify.observe import contents, streams
 from squall.verify.observe.loaders import Loaders
 from squall.verify.observe.parameters import Parameters
 from squall.verify.observe.recorder import Recorder
@@ -73,9 +73,8 @@ class Ours:
             with streams.reading(streams.held_by(reader.data)) as drawn:
                 found = sample(reader, index, epoch)
             number = self.loaders.root(reader.data)[1]
-            self.loaders.add_item(
-                [number, epoch, int(index), drawn.drawn, drawn.made, streams.content(found), -1], self.recorder.here
-            )
+            item = [number, epoch, int(index), drawn.drawn, drawn.made, contents.content(found), -1]
+            self.loaders.add_items([item])
             return found
 
         module._Reader._sample = watched

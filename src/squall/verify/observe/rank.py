@@ -9,18 +9,24 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from squall.verify.observe import frameworks
+from squall.verify.observe.appointment import Appointment
+from squall.verify.observe.blind import Guard, watching
+from squall.verify.observe.enough import Course, Enough
 from squall.verify.observe.exchanges import Exchanges
 from squall.verify.observe.interrupting import Interruption
 from squall.verify.observe.keeping import Keeper
 from squall.verify.observe.loaders import Loaders
 from squall.verify.observe.models import Models
+from squall.verify.observe.orders import Order
 from squall.verify.observe.parameters import Parameters
 from squall.verify.observe.recorder import Recorder
 from squall.verify.observe.updates import Updates
 
 STOP = "stop-before-epoch"
-"""File in the job's folder: the epoch before which all ranks leave, since enough was seen."""
+"""The appointment of the epoch before which all ranks leave, since enough was seen."""
 
 
 def main(
@@ -72,20 +78,24 @@ def main(
 
 
 class Observer:
-    """All that watches one rank, and when enough was seen."""
+    """All that watches one rank, and what it does as the training goes on."""
 
     def __init__(self, recorder: Recorder, patience_s: float) -> None:
-        self.recorder, self.patience_s = recorder, patience_s
+        self.recorder = recorder
         self.parameters = Parameters(recorder)
         self.loaders = Loaders(recorder, on_pass=self._pass_begins)
         self.models = Models(recorder, self.parameters, self.loaders)
         self.updates = Updates(recorder, self.parameters, self.models)
         self.exchanges = Exchanges(recorder)
-        self._trained_on: dict[int, int] = {}  # data -> passes over it in which there was a backward pass
-        self._in: int | None = None  # the data of the latest pass
-        self._counted = False
-        self._light_since = 0.0
         self.interruption: Interruption | None = None
+        self._stop = Appointment(recorder.folder, STOP)
+        self._enough = Enough(
+            epochs=recorder.epochs,
+            steps=recorder.steps,
+            patience_s=patience_s,
+            clock=time.monotonic,
+            agreed=lambda: self._stop.number,
+        )
         self.updates.on_backward = self._backward
         self.updates.on_step = self._stepped
 
@@ -95,46 +105,49 @@ class Observer:
             part.install()
         frameworks.install(self.recorder, self.parameters, self.loaders)
 
-    def _pass_begins(self, root: int) -> None:
-        epochs = max(self._trained_on.values(), default=0)
-        if self._trained_on.get(root) == epochs and epochs:
-            self._epoch_begins(epochs)
-        self._in, self._counted = root, False
+    @watching(None)
+    def _pass_begins(self, root: int, order: Order | None) -> None:
+        self._take(self._enough.pass_begins(root, follows=self.loaders.follows(order, self._enough.last)))
 
+    @watching(None)
     def _backward(self) -> None:
-        if not self._counted and self._in is not None:
-            self._counted = True
-            self._trained_on[self._in] = self._trained_on.get(self._in, 0) + 1
+        self._take(self._enough.backward_ends(self._trained(), inside=_in_backward()))
 
-    def _epoch_begins(self, done: int) -> None:
-        """A pass over the training data begins, and `done` have been seen."""
-        if done < self.recorder.epochs:
-            return
-        if self.recorder.observing:
-            self._enough()
-            self._light_since = time.monotonic()
-        note = self.recorder.folder / STOP
-        over = time.monotonic() - self._light_since > self.patience_s
-        if self.recorder.rank == 0 and over and not note.exists():
-            note.write_text(str(done + 1), encoding="utf-8")  # other ranks may be in this epoch already
-        if note.exists() and done >= int(note.read_text(encoding="utf-8") or done + 1):
-            self.leave()
-
+    @watching(None)
     def _stepped(self) -> None:
-        """After each update: where no loader tells epochs, some are enough."""
         if self.interruption is not None:
             self.interruption.stepped(self.updates.steps)
-        if self.loaders.has_no_end(self._in) and self.updates.steps % self.recorder.steps == 0:
-            self._epoch_begins(self.updates.steps // self.recorder.steps)  # as good as one
-        if self._trained_on or self.updates.steps < self.recorder.epochs * self.recorder.steps:
-            return
-        self.leave()
+        endless = any(self.loaders.has_no_end(data) for data in self._enough.data)
+        step = self.recorder.last("step")
+        first = step is not None and step["optimizer"] == 0
+        self._take(self._enough.updated(first=first, endless=endless, inside=_in_backward()))
 
-    def _enough(self) -> None:
+    def _trained(self) -> dict[int, int]:
+        """The passes that a backward pass came from, by their data.
+
+        Where calls of networks are no longer noted, these are the latest of the data that was trained on until then.
+        """
+        if self.recorder.observing:
+            call = self.models.latest
+            batches = [] if call is None or call["batch"] is None else [self.recorder.event(call["batch"])]
+        else:
+            batches = [self.loaders.latest_of[data] for data in self._enough.data]
+        return {batch["data"]: batch["of"] for batch in batches if batch["of"] is not None}
+
+    def _take(self, course: Course) -> None:
+        if course is Course.LIGHT:
+            self._light()
+        elif course is Course.AGREE and self.recorder.rank == 0:
+            self._stop.make(self._enough.leaving_before)
+        elif course is Course.LEAVE:
+            self.leave()
+
+    def _light(self) -> None:
         """From here on only what is cheap is noted."""
         self.models.statistics_at_end()
         self.recorder.note("enough")
         self.recorder.observing = False
+        self.loaders.keep_known()
         self._describe("observed")
         self.recorder.save()
 
@@ -149,14 +162,17 @@ class Observer:
         """The script is over."""
         if not self.recorder.here:
             return
-        self.models.statistics_at_end()
-        self.updates.note_horizons()
+        for name, last in (
+            ("statistics", self.models.statistics_at_end),
+            ("horizons", self.updates.note_horizons),
+            ("orders", self.loaders.finish),
+        ):
+            with Guard(self.recorder, f"{name} at the end"):
+                last()
         self._describe(how)
         self.recorder.save()
 
     def _describe(self, how: str) -> None:
-        import torch
-
         kinds = {type(model).__name__ for model in self.models.known}
         self.recorder.about |= {
             "rank": self.recorder.rank,
@@ -167,3 +183,7 @@ class Observer:
             "optimizers": [type(one).__name__ for one in self.updates.optimizers],
             "parameters": self.parameters.table(),
         }
+
+
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1

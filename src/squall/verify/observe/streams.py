@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import random
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,14 +23,7 @@ _DEPTH = 3  # data set -> transform -> parts of it
 _PUTS = {("random", "seed"): 0, ("numpy.random", "seed"): 1, ("torch", "manual_seed"): 2}
 """Calls that put one of the generators that everybody shares somewhere, and its place in `_states`."""
 
-_HASHED = 1 << 16  # bytes of each array of a sample
-
-
 _RANDOM_STATE = numpy.random.RandomState  # before it is watched
-
-
-def _crc(data: bytes | memoryview, start: int = 0) -> int:
-    return zlib.crc32(data, start)
 
 
 def _state(generator: Any) -> bytes:
@@ -86,6 +79,12 @@ class Seeds:
         self.put: set[int] = set()  # the global generators that were seeded
         self.current: Reading | None = None
         self._installed = False
+
+    def opens(self, held: Sequence[Any]) -> Reading:
+        """A sample is going to be read, which may draw from the global generators and those that are held."""
+        self.current = Reading(held)
+        self.open = True
+        return self.current
 
     def install(self) -> None:
         """Watches the calls that make or seed a generator; they do what they did."""
@@ -143,8 +142,15 @@ class Seeds:
 
     def _note(self, name: str, given: tuple[Any, ...], owner: str = "") -> None:
         if self.open and given and given[0] is not None:
-            self.given.append(f"{name}{given!r}")
+            self.given.append(f"{name}{_said(given)}")
             self.put |= {_PUTS[owner, name]} if (owner, name) in _PUTS else set()
+
+
+def _said(given: tuple[Any, ...]) -> str:
+    try:
+        return repr(given)
+    except Exception:  # of a class of the user's; the call that it is given to says more
+        return "(...)"
 
 
 SEEDS = Seeds()
@@ -153,7 +159,7 @@ SEEDS = Seeds()
 class Reading:
     """What one sample drew; `drawn` and `made` are hashes, 0 for nothing."""
 
-    def __init__(self, held: list[Any]) -> None:
+    def __init__(self, held: Sequence[Any]) -> None:
         self.drawn = 0
         self.made = 0
         self._held = held
@@ -166,136 +172,36 @@ class Reading:
 
     def close(self) -> None:
         """The sample has been read."""
+        SEEDS.open, SEEDS.current = False, None
         states = list(zip(self._before, _states(self._held), strict=True))
         if SEEDS.given:  # a global generator that the sample has seeded is where it put it
-            self.made = _crc("|".join(SEEDS.given).encode()) or 1
+            self.made = zlib.crc32("|".join(SEEDS.given).encode()) or 1
             states = [state for place, state in enumerate(states) if place not in SEEDS.put]
         moved = [one for one, other in states if one != other]
         if moved:
-            self.drawn = _crc(repr(moved).encode()) or 1
+            self.drawn = zlib.crc32(repr(moved).encode()) or 1
 
 
 @contextmanager
-def reading(held: list[Any]) -> Iterator[Reading]:
-    """Around the reading of one sample, which may draw from the global generators and those that are held."""
-    SEEDS.open = True
-    SEEDS.current = result = Reading(held)
+def reading(held: Sequence[Any]) -> Iterator[Reading]:
+    """Around the reading of one sample."""
+    result = SEEDS.opens(held)
     try:
         yield result
     finally:
-        SEEDS.open, SEEDS.current = False, None
         result.close()
 
 
-@contextmanager
-def undisturbed(held: list[Any]) -> Iterator[None]:
-    """Whatever is drawn inside, the global generators and those that are held are afterwards as they were."""
-    python, own, of_torch = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
-    inner = [(one, _inner(one)) for one in held]
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        numpy.random.set_state(own)
-        torch.set_rng_state(of_torch)
-        for one, state in inner:
-            _put(one, state)
-
-
-def _inner(generator: Any) -> Any:
-    if isinstance(generator, torch.Generator | _RANDOM_STATE):
-        return generator.get_state()
-    return generator.getstate() if isinstance(generator, random.Random) else generator.bit_generator.state
-
-
-def _put(generator: Any, state: Any) -> None:
-    if isinstance(generator, torch.Generator | _RANDOM_STATE):
-        generator.set_state(state)
-    elif isinstance(generator, random.Random):
-        generator.setstate(state)
-    else:
-        generator.bit_generator.state = state
-
-
-def _states(held: list[Any]) -> list[int]:
+def _states(held: Sequence[Any]) -> list[int]:
     """Hashes of the states of Python's, NumPy's and torch's generators, and of those of the data set."""
     return [
-        _crc(repr(random.getstate()).encode()),
-        _crc(_state(numpy.random.mtrand._rand)),
-        _crc(torch.get_rng_state().numpy().tobytes()),
-        *(_crc(_state(one)) for one in held),
+        zlib.crc32(repr(random.getstate()).encode()),
+        zlib.crc32(_state(numpy.random.mtrand._rand)),
+        zlib.crc32(torch.get_rng_state().numpy().tobytes()),
+        *(zlib.crc32(_state(one)) for one in held),
     ]
 
 
 def torch_state() -> int:
     """A hash of the state of torch's generator."""
-    return _crc(torch.get_rng_state().numpy().tobytes())
-
-
-def content(sample: Any, start: int = 0) -> int:
-    """A hash of what a sample holds."""
-    if isinstance(sample, Tensor):
-        if not _is_plain(sample):
-            return start
-        flat = sample.detach().resolve_conj().resolve_neg().reshape(-1)
-        return _crc(flat.contiguous().view(torch.uint8)[:_HASHED].numpy().tobytes(), start)
-    if isinstance(sample, numpy.ndarray):
-        if sample.dtype.hasobject:
-            return content(sample.tolist(), start)
-        return _crc(sample.tobytes()[:_HASHED], start)
-    if isinstance(sample, dict):
-        for key in sorted(sample, key=str):
-            start = content(sample[key], start)
-        return start
-    if isinstance(sample, list | tuple):
-        for one in sample:
-            start = content(one, start)
-        return start
-    if isinstance(sample, int | float | str | bytes):
-        return _crc(repr(sample).encode(), start)
-    if hasattr(sample, "tobytes"):  # a picture
-        return _crc(sample.tobytes()[:_HASHED], start)
-    return start
-
-
-def is_stored(sample: Any, index: int, dataset: Any) -> int:
-    """Whether a sample's first part is what the data set has stored: 1, 0, or -1 where nothing is stored."""
-    first = sample[0] if isinstance(sample, list | tuple) and sample else sample
-    value = _numbers(first)
-    size = length(dataset)
-    if value is None or not 0 <= index < size:
-        return -1
-    found = -1
-    for stored in list(getattr(dataset, "__dict__", {}).values()):
-        is_array = isinstance(stored, Tensor | numpy.ndarray) and stored.ndim == value.ndim + 1
-        if is_array and len(stored) == size and stored.shape[1:] == value.shape:
-            row = _numbers(stored[index])
-            if row is not None:
-                found = max(found, int(numpy.array_equal(row, value)))
-    return found
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor's numbers lie in this process's memory, in order."""
-    return tensor.device.type == "cpu" and tensor.layout == torch.strided and not tensor.is_quantized
-
-
-def _numbers(value: Any) -> numpy.ndarray[Any, Any] | None:
-    """A tensor, or an array, as an array; None for others."""
-    if isinstance(value, numpy.ndarray | numpy.generic):
-        return numpy.asarray(value)
-    if not isinstance(value, Tensor) or not _is_plain(value):
-        return None
-    value = value.detach().resolve_conj().resolve_neg()
-    try:
-        return numpy.asarray(value.numpy())
-    except TypeError:  # NumPy has no such type
-        return numpy.asarray(value.float().numpy())
-
-
-def length(thing: Any) -> int:
-    """How many a thing says it holds; -1 where it says nothing."""
-    try:
-        return len(thing)
-    except (TypeError, NotImplementedError):
-        return -1
+    return zlib.crc32(torch.get_rng_state().numpy().tobytes())

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -92,7 +92,7 @@ class Updates:
             if not self.recorder.observing:
                 backward(tensors, *args, **named)
                 return self.on_backward()
-            losses = [tensors] if isinstance(tensors, Tensor | GradientEdge) else list(tensors)
+            losses: list[Any] = [tensors] if isinstance(tensors, Tensor | GradientEdge) else list(tensors)
             self._running, terms = True, self._begin_backward(losses)
             try:
                 return backward(losses, *args, **named)
@@ -211,6 +211,7 @@ class Updates:
         held = {index: self.parameters.known[index] for index in groups}
         given = {index: one.grad for index, one in held.items() if one.grad is not None}
         event["from"] = {str(index): self.parameters.contributions(index) for index in given}
+        event["format"] = _narrowest(given.values())
         event["group_of"] = {str(index): place for index, place in groups.items()}
         for index, one in held.items():
             self.recorder.keep(event, f"before.{index}", self.parameters.elements(index, one))
@@ -260,6 +261,12 @@ def _left_out(optimizer: Optimizer) -> bool:
     """Whether a fused optimiser is about to leave an update out, since the scaler has found infinite gradients."""
     found = getattr(optimizer, "found_inf", None)
     return isinstance(found, Tensor) and bool(found)
+
+
+def _narrowest(tensors: Iterable[Tensor]) -> str:
+    """The number format with the fewest bits: "bfloat16"."""
+    formats = {one.dtype for one in tensors}
+    return str(min(formats, key=lambda one: (one.itemsize, str(one)), default=torch.float32)).removeprefix("torch.")
 
 
 def _group(group: dict[str, Any]) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
     python -P -m squall.verify.stage OWNER MODULE...
 
-Threads do not survive a fork, and locks that they held stay locked; so the owner gives this process an environment in
-which no import starts a pool of threads, and none asks for a GPU.
+Threads do not survive a fork, and locks that they held stay locked; nor does a GPU's context. So the owner gives this
+process an environment in which no import starts a pool of threads, and none asks for a GPU; if one has done so all the
+same, the process starts again and leaves the modules to the ranks.
 """
 
 from __future__ import annotations
@@ -38,13 +39,27 @@ def main(owner: int, modules: Sequence[str]) -> NoReturn:
     for name in ("squall.verify.stage.runner", *modules):
         with suppress(Exception, SystemExit):  # not installed, or broken: the script will say it
             importlib.import_module(name)
+    if modules and not _can_be_forked():
+        os.dup2(requests, 0)
+        os.dup2(answers, 1)
+        os.execv(sys.executable, [sys.executable, "-P", "-m", "squall.verify.stage", str(owner)])
     gc.collect()
     gc.freeze()
     _answer(answers, {"ready": True})
+    last = b""
     while line := _line(requests, owner):
         _serve(line, requests, answers, owner)
+        last = line
     kin.end_all()
+    _stand_in(last, owner)
     os._exit(0)
+
+
+def _can_be_forked() -> bool:
+    import torch
+
+    threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208
+    return threads == 1 and not torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
 
 
 def _serve(line: bytes, requests: int, answers: int, owner: int) -> None:
@@ -59,8 +74,19 @@ def _serve(line: bytes, requests: int, answers: int, owner: int) -> None:
     status = dict(kin.reap()).get(runner)
     kin.end_all()  # what a runner that was killed could not end
     if status is None:
+        _stand_in(line, owner)
         os._exit(1)
     _answer(answers, {"status": os.waitstatus_to_exitcode(status)})
+
+
+def _stand_in(line: bytes, owner: int) -> None:
+    """Does what the owner would have done after its last job, if it is gone."""
+    if line and os.getppid() != owner:
+        from squall.verify.stage.rank import function
+
+        job = Job.read(json.loads(line)["job"])
+        if job.without_owner is not None:
+            function(job.without_owner)(job.folder)
 
 
 def _run(line: bytes, stage: int) -> NoReturn:

@@ -41,7 +41,9 @@ class Job:
         folder: exists, and is empty; ``rank-0.out``, ``rank-0.err``, ... go there.
         limit_s: seconds for the whole job.
         grace_s: seconds that the other ranks have after the first has failed.
-        environment: variables of all ranks; they win over the owner's and torchrun's.
+        environment: variables of all ranks; they win over the owner's and torchrun's. None takes one away.
+        without_owner: ``"package.module:function"``, called as ``function(folder)`` once the ranks have ended, by the
+            stage: if the owner is gone, and so cannot do what it would have done then.
     """
 
     main: str
@@ -50,7 +52,8 @@ class Job:
     folder: Path
     limit_s: float
     grace_s: float = 5.0
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str | None] = field(default_factory=dict)
+    without_owner: str | None = None
 
     def plain(self) -> dict[str, Any]:
         """As JSON values."""

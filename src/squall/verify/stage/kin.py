@@ -10,6 +10,7 @@ import ctypes
 import math
 import os
 import select
+import shlex
 import signal
 import time
 from collections.abc import Collection, Iterator
@@ -53,9 +54,10 @@ def below(pid: int) -> list[int]:
 
 
 def command(pid: int) -> str:
-    """The command line of a process; nothing where it is gone."""
+    """The command line of a process as a shell would read it; nothing where it is gone."""
     with suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").rstrip("\0")
+        return shlex.join(words.split("\0")) if words else ""
     return ""
 
 

@@ -89,7 +89,7 @@ def _perform(rank: int, job: Job) -> int:
     """Calls the main function; returns the exit status. A process that it forked may return here as well."""
     me = os.getpid()
     try:
-        _function(job.main)(rank=rank, processes=job.processes, folder=job.folder, **job.options)
+        function(job.main)(rank=rank, processes=job.processes, folder=job.folder, **job.options)
     except SystemExit as leaving:
         if leaving.code is None or isinstance(leaving.code, int):
             return (leaving.code or 0) & 0xFF
@@ -106,10 +106,11 @@ def _perform(rank: int, job: Job) -> int:
     return 0
 
 
-def _function(main: str) -> Callable[..., Any]:
-    module, _, name = main.partition(":")
-    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return function
+def function(name: str) -> Callable[..., Any]:
+    """What ``"package.module:function"`` names."""
+    module, _, attribute = name.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    return found
 
 
 def _report(error: BaseException, path: Path) -> None:

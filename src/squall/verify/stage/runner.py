@@ -85,7 +85,8 @@ class Runner:
         for rank in range(self._job.processes):
             own = dict.fromkeys(("RANK", "LOCAL_RANK", "ROLE_RANK"), str(rank))
             own |= {"TORCHELASTIC_ERROR_FILE": str(self._job.folder / f"rank-{rank}.torch.json")}
-            told = {**_DEFAULTS, **self._given, **common, **own, **self._job.environment}
+            said = {**_DEFAULTS, **self._given, **common, **own, **self._job.environment}
+            told = {name: value for name, value in said.items() if value is not None}
             pid = os.fork()
             if pid == 0:
                 server.close()
