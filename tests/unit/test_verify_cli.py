@@ -6,9 +6,11 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -110,6 +112,50 @@ def test_a_verdict_whose_files_cannot_be_written_is_said_all_the_same(
     out, err = capsys.readouterr()
     assert out == text(ONE_FAULT, 100) + "\n"
     assert "verify.json cannot be written" in err
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_that_were_not_written_here_are_not_written_over(name: str, engine: Engine, said: Say) -> None:
+    Path(name).write_text('{"mine": "results"}')
+    shown = said("train.py", status=2)
+    assert f"{name} was not written by squall verify" in shown
+    assert "--to" in shown
+    assert engine.asked == {}
+    assert [path.name for path in Path().glob("verify.*")] == [name]
+    Path(name).write_text("")  # nothing is lost
+    said("train.py")
+    said("train.py")
+
+
+def test_secrets_among_the_arguments_are_neither_shown_nor_written(engine: Engine, said: Say) -> None:
+    engine.verdict = replace(ONE_FAULT, arguments=("--api-key", "geheim-4711", "--lr", "1"))
+    shown = said("train.py", "--", "--api-key", "geheim-4711", "--lr", "1", status=1)
+    assert engine.asked["arguments"] == ("--api-key", "geheim-4711", "--lr", "1")
+    assert "--api-key HIDDEN --lr 1" in shown
+    assert [text for text in (shown, *(Path(name).read_text() for name in FILES)) if "geheim" in text] == []
+    with pytest.raises(AssertionError) as raised:
+        verify.assert_right("train.py", ["--api-key", "geheim-4711"])
+    assert "geheim" not in str(raised.value)
+
+
+def test_numbers_of_processes_without_gpus_are_left_out(
+    engine: Engine, said: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("squall.verify.devices.count", lambda: 2)
+    shown = said("train.py")
+    assert engine.asked["processes"] == (2,)
+    assert "not run with 4 processes: this machine has 2 GPUs" in shown
+    verdict = verify.assert_right("train.py")
+    assert engine.asked["processes"] == (2,)
+    assert [trouble.what for trouble in verdict.troubles] == ["fewer GPUs than processes"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_it_with_its_status(number: signal.Signals, engine: Engine, monkeypatch: Any) -> None:
+    monkeypatch.setattr(sys.modules["squall.verify.examining"], "examine", lambda *_, **__: signal.raise_signal(number))
+    with pytest.raises(SystemExit) as left:
+        verb("train.py")
+    assert left.value.code == 128 + number
 
 
 def test_an_error_of_the_engine_is_one_message(engine: Engine, capsys: pytest.CaptureFixture[str]) -> None:

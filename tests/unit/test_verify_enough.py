@@ -308,3 +308,21 @@ def test_an_iteration_that_nothing_counts_is_left_after_as_many_updates(watched:
         train()
     assert watched.updates.steps == 48
     assert inside == [False]
+
+
+def test_a_rank_that_cannot_save_its_trace_leaves_with_the_others(
+    watched: Observed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(code: int) -> None:
+        raise Left
+
+    def full() -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("os._exit", gone)
+    monkeypatch.setattr(watched.recorder, "save", full)
+    watched._enough.patience_s = 0.0
+    job = Job()
+    with pytest.raises(Left):
+        job.train(50)
+    assert job.begun[-1] == 4

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-MASK = "***"
+MASK = "HIDDEN"
 
 _SECRET = re.compile(r"password|passwd|secret|credential|(key|token)$", re.IGNORECASE)
 _IN_ADDRESS = re.compile(r"(://[^/\s:@]*:)[^/\s@]+@")

@@ -108,11 +108,12 @@ def of_files(script: str, restored: Restored, processes: int, found: Sequence[Tr
         found: the troubles of the run; where a file could not be put aside, that is why it could not go on.
     """
     name = shown(script) if script.endswith(".py") else script
-    added = []
+    found = list(found)
     if restored.refused:
         ended = [trouble for trouble in found if trouble.what in ("crashed", "ended early", "never stepped")]
         found = [trouble for trouble in found if trouble not in ended]
-        added.append(
+        found.insert(
+            0,
             Trouble(
                 what="file not kept",
                 says=f"{name} was stopped before it changed a file of which no copy could be made",
@@ -125,11 +126,11 @@ def of_files(script: str, restored: Restored, processes: int, found: Sequence[Tr
                     ("", "to another place (-- --out {folder}); or open what it only reads for reading (mode='r')"),
                 ),
                 fatal=bool(ended),
-            )
+            ),
         )
     if restored.stay:
         more = len(restored.stay) - _LISTED
-        added.append(
+        found.append(
             Trouble(
                 what="new files elsewhere",
                 says=f"{name} has written new files that stay; the next run finds them",
@@ -142,7 +143,7 @@ def of_files(script: str, restored: Restored, processes: int, found: Sequence[Tr
                 fatal=False,
             )
         )
-    return [*added, *found]
+    return found
 
 
 def _command(words: str) -> str:

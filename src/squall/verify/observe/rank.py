@@ -144,7 +144,8 @@ class Observer:
 
     def _light(self) -> None:
         """From here on only what is cheap is noted."""
-        self.models.statistics_at_end()
+        with Guard(self.recorder, "statistics at the end"):
+            self.models.statistics_at_end()
         self.recorder.note("enough")
         self.recorder.observing = False
         self.loaders.keep_known()
@@ -153,10 +154,12 @@ class Observer:
 
     def leave(self) -> None:
         """Ends this rank in the midst of the script; all ranks do it at the same place."""
-        self.end("left")
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
+        try:
+            self.end("left")
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:  # the others leave: to stay would be to hang
+            os._exit(0)
 
     def end(self, how: str) -> None:
         """The script is over."""
