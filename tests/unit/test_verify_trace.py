@@ -238,3 +238,17 @@ def test_the_users_line_is_found_below_libraries() -> None:
     assert not is_users(torch.__file__)
     assert not is_users(json.__file__)
     assert not is_users("<frozen importlib._bootstrap>")
+
+
+def test_numbers_kept_in_float32_are_read_in_float64(recorder: Recorder, tmp_path: Path) -> None:
+    event = recorder.note("step")
+    recorder.keep(event, "grad.0", elements(torch.full((3,), 1e-25), positions(3)))
+    recorder.keep(event, "indices", numpy.arange(3))
+    recorder.save()
+    rank = read(tmp_path, 1).ranks[0]
+    kept = rank.array(rank.events[0], "grad.0")
+    assert kept is not None
+    assert float(numpy.dot(kept, kept)) == pytest.approx(3e-50, rel=1e-6)
+    assert rank.arrays["0.indices"].dtype == numpy.int64
+    assert set(rank.arrays) == {"0.grad.0", "0.indices"}
+    assert rank.array(rank.events[0], "local.0") is None

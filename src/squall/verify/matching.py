@@ -37,7 +37,8 @@ def _renumbered(rank: Rank, like: Rank) -> Rank:
     table: dict[int, Any] = {numbers[number]: entry for number, entry in enumerate(rank.parameters)}
     about = {**rank.about, "parameters": [table.get(number, _nothing()) for number in range(max(table) + 1)]}
     arrays = {_key(name, numbers): array for name, array in rank.arrays.items()}
-    return replace(rank, about=about, events=[_event(event, numbers) for event in rank.events], arrays=arrays)
+    events = [_event(event, numbers) for event in rank.events]
+    return replace(rank, about=about, events=events, arrays=arrays)
 
 
 def _places(rank: Rank) -> dict[tuple[int, int], int]:

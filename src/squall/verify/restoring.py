@@ -183,7 +183,7 @@ def _put_back(copy: Path, path: Path, note: dict[str, Any]) -> bool:
             return True
     elif os.path.lexists(path):
         _clear(path)
-    beside = path.with_name(f".{path.name}.squall-verify-{os.getpid()}")
+    beside = path.with_name(f".squall-verify-{os.getpid()}")  # short: there is a limit
     try:
         shutil.copy2(copy, beside)
         with suppress(PermissionError):

@@ -20,6 +20,23 @@ Array = numpy.ndarray[Any, Any]
 Event = Mapping[str, Any]
 
 
+class Numbers(Mapping[str, Array]):
+    """The arrays of a trace by name, in float64 where they are kept in float32: sums and squares need its range."""
+
+    def __init__(self, kept: Mapping[str, Array]) -> None:
+        self._kept = kept
+
+    def __getitem__(self, name: str) -> Array:
+        array = self._kept[name]
+        return array.astype(numpy.float64) if array.dtype == numpy.float32 else array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kept)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+
 @dataclass(frozen=True)
 class Rank:
     """What one rank saw.
@@ -229,4 +246,4 @@ def _rank(folder: Path, number: int) -> Rank:
         if rows_:
             items.append(numpy.asarray(rows_, dtype=numpy.int64))
     together = numpy.concatenate(items) if items else numpy.zeros((0, 8), dtype=numpy.int64)
-    return Rank(number, about, events, arrays, together)
+    return Rank(number, about, events, Numbers(arrays), together)
