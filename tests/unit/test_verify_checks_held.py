@@ -91,6 +91,14 @@ def test_ranks_that_split_for_themselves_are_named(judged: Judge) -> None:
     assert "splits the data set for itself" in found.says
 
 
+def test_an_evaluation_on_parts_that_ranks_hold_out_for_themselves_is_not_a_second_fault(judged: Judge) -> None:
+    other = [*ORDER[16:], *ORDER[:16]]
+    ranks = [lambda order=order: split(order[:56], order[56:]) for order in (ORDER, other)]
+    assert judged("epoch coverage", *ranks).outcome == "FAIL"
+    found = judged("evaluation", *ranks)
+    assert (found.outcome, found.says) == ("note", "each rank holds out samples of its own: see epoch coverage")
+
+
 def sampled(make: Callable[[], Any]) -> None:
     model = network()
     loop(model, torch.optim.SGD(model.parameters(), 0.01), batches=loader(sampler=make()))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy
 
-from squall.verify.checks.passes import Pass
+from squall.verify.checks.passes import Pass, training_passes
 from squall.verify.checks.training import Training, count
 from squall.verify.finding import Finding
 from squall.verify.trace import Array, Event, Rank, Run
@@ -126,7 +126,7 @@ def _all_by_each(one: Measured) -> bool:
 
 def _judge(training: Training, one: Measured) -> Finding | None:
     together = one.together
-    if together.split_apart:
+    if together.split_apart or any(trained.split_apart for trained in training_passes(one.run)):
         return Finding(
             check="evaluation",
             outcome="note",
