@@ -317,7 +317,9 @@ def test_loader_processes_write_once_for_each_batch(tmp_path: Path, monkeypatch:
             fetcher.fetch(indices)  # type: ignore[no-untyped-call]
     assert [path.name for path in opened] == [f"rank-0.items-{os.getpid()}.jsonl"] * 2
     lines = opened[0].read_text().splitlines()
-    assert [json.loads(line)[3] for line in lines] == list(range(6))
+    indices = [json.loads(line)[3] for line in lines]
+    assert indices == sorted(indices)  # several rows, where a sample draws from several generators
+    assert set(indices) == set(range(6))
 
 
 def test_a_sampler_without_an_end_is_read_no_further_than_needed(watched: Observed) -> None:
@@ -461,7 +463,7 @@ def test_loader_processes_say_of_which_pass_a_sample_is(watched: Observed, persi
         list(loader)
     del loader
     items = watched.trace().items
-    assert sorted((row[2], row[3]) for row in items.tolist()) == [(pass_, at) for pass_ in range(3) for at in range(12)]
+    assert {(row[2], row[3]) for row in items.tolist()} == {(pass_, at) for pass_ in range(3) for at in range(12)}
     assert {row[0] for row in items.tolist()} == {0, 1}
     assert all(row[4] for row in items.tolist())
 
@@ -473,9 +475,9 @@ def test_each_sample_below_subsets_is_looked_at(watched: Observed, levels: int) 
         data = Subset(data, list(range(len(data)))[1:])
     list(DataLoader(data, 4))
     items = watched.trace().items
-    assert items[:, 3].tolist() == list(range(levels, 12))
+    assert list(dict.fromkeys(items[:, 3].tolist())) == list(range(levels, 12))
     assert (items[:, 4] != 0).all()
-    assert len(set(items[:, 4].tolist())) == 12 - levels
+    assert len(set(items[:, 4].tolist())) == len(items) >= 12 - levels
 
 
 def test_networks_under_transforms_are_left_alone(watched: Observed) -> None:

@@ -13,12 +13,13 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
+from squall.errors import InputError
 from squall.verify.catalogue import CHECKS
 from squall.verify.checks import BY_NAME, Resumed, Training, resume
 from squall.verify.checks.gradient import separate
 from squall.verify.checks.training import shown
 from squall.verify.finding import Finding, Trouble, Verdict
-from squall.verify.program import Program
+from squall.verify.program import FOLDER, Program
 from squall.verify.stage import Stage
 from squall.verify.trace import Run
 from squall.verify.trials import Trial, Trials
@@ -59,11 +60,19 @@ def examine(
         stage: where ranks are started, to be used for many scripts; by default one of its own.
 
     Raises:
-        InputError: no such script or target.
+        InputError: no such script or target; no ``{folder}`` in the arguments of a script that is to resume.
         RunError: ranks could not be started.
     """
     started = time.monotonic()
     program = Program(script, tuple(arguments), tuple(resume_with))
+    if resumes and program.is_script and not any(FOLDER in argument for argument in arguments):
+        raise InputError(
+            "verify --resume does not know where the checkpoints come",
+            [
+                ("rule", "the script is told their folder, and {folder} stands for a new one"),
+                ("to do", f"squall verify {script} --resume -- --checkpoints {FOLDER}, or whatever it calls that"),
+            ],
+        )
     wanted = [check.name for check in CHECKS if checks is None or check.name in checks]
     with nullcontext(stage) if stage is not None else Stage(program.slow_imports) as used:
         trials = Trials(program, used, epochs, steps, limit_s, progress or (lambda text: None))
@@ -129,8 +138,12 @@ def _resume(training: Training, killed: _Killed | None) -> Finding:
     if trial.killed_at is None:
         return Finding(
             check="resume",
-            outcome="--",
-            says="no checkpoint was written: give it a folder for them, -- --checkpoints {folder}",
+            outcome="FAIL",
+            says="no checkpoint came into {folder}: it could not be killed after one",
+            expected="a checkpoint in the observed epochs, in the folder that {folder} stands for",
+            found="the script ended, and nothing had been written there after the first update",
+            effect="an interrupted run begins again",
+            change="write one in each epoch; name the folder where the script takes it: -- --checkpoints {folder}",
         )
     whole = training.runs[0]
     same = resumed.pop(whole.processes)

@@ -44,8 +44,9 @@ class Rank:
     Attributes:
         about: what it said of itself: frameworks, backend, parameters, how it ended.
         events: in order; the number of an event is its place.
-        items: one row a sample that was read: worker (-1 for the rank itself), data, pass, index, hash of the states
-            that it drew from, hash of the seeds that it gave, hash of what it holds, whether it is as stored.
+        items: one row a sample that was read, one more for each further generator that it drew from: worker (-1 for
+            the rank itself), data, pass, index, the state that it drew from (`observe.streams.Reading`), hash of the
+            seeds that it gave, hash of what it holds, whether it is as stored.
         in_order: whether updates of different ranks are told by their order: there are as many, and passes are not.
     """
 

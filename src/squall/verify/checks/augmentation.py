@@ -15,6 +15,7 @@ from squall.verify.trace import Array, Event, Run
 
 _RANK, _WORKER, _DATA, _PASS, _INDEX, _DRAWN, _MADE, _CONTENT, _STORED = range(9)
 _SHARED = 0.05  # of the samples
+_GENERATORS = (" of Python's generator", " of NumPy's generator", " of torch's generator", " of the data set's own")
 
 
 def augmentation(training: Training) -> Finding:
@@ -26,12 +27,15 @@ def augmentation(training: Training) -> Finding:
         if not len(rows):
             continue
         drawn, made = rows[rows[:, _DRAWN] != 0], rows[rows[:, _MADE] != 0]
-        drew += len(drawn)
+        drew += len(numpy.unique(drawn[:, _RANK : _INDEX + 1], axis=0))
         seeded += len(made)
-        for column, some in ((_DRAWN, drawn), (_MADE, made)):
-            finding = _shared(training, run, some, column)
+        for place, name in enumerate(_GENERATORS):
+            finding = _shared(training, run, drawn[numpy.minimum(drawn[:, _DRAWN] % 8, 3) == place], _DRAWN, name)
             if finding is not None:
                 return finding
+        finding = _shared(training, run, made, _MADE)
+        if finding is not None:
+            return finding
         finding = _repeated(training, run, made)
         if finding is not None:
             return finding
@@ -44,7 +48,7 @@ def augmentation(training: Training) -> Finding:
             outcome="ok",
             says=f"no two ranks, loader processes or epochs share a stream, over {count(drew + seeded, 'sample')}",
         )
-    return Finding(check="augmentation", outcome="--", says="no random number is drawn while a sample is read")
+    return Finding(check="augmentation", outcome="--", says="no random number was seen to be drawn for a sample")
 
 
 def _rows(run: Run) -> Array:
@@ -60,8 +64,13 @@ def _rows(run: Run) -> Array:
     return numpy.concatenate(found) if found else numpy.zeros((0, 9), dtype=numpy.int64)
 
 
-def _shared(training: Training, run: Run, rows: Array, column: int) -> Finding | None:
-    """Readings of different samples, or by different ranks, with the same numbers."""
+def _shared(training: Training, run: Run, rows: Array, column: int, generator: str = "") -> Finding | None:
+    """Readings of different samples, or by different ranks, with the same numbers.
+
+    Arguments:
+        rows: those that drew from one kind of generator, or that gave seeds.
+        generator: which, for the sentence.
+    """
     if len(rows) < 2:
         return None
     order = numpy.argsort(rows[:, column], kind="stable")
@@ -85,6 +94,8 @@ def _shared(training: Training, run: Run, rows: Array, column: int) -> Finding |
         if len(pairs) < 0.9 * len(rows) * (1 - 1 / run.processes):
             effect = f"{len(pairs) / len(rows):.0%} of the gains, flips or noises are copies of another's"
         change = "seed what the data set draws from with the rank in it (seed + rank), or by (seed, epoch, index)"
+        if "Lightning" in run.first.about.get("frameworks", ()):
+            change = "seed_everything(seed, workers=True): loader processes are seeded by rank and place"
         if "Accelerate" in run.first.about.get("frameworks", ()):
             change = "set_seed(seed, device_specific=True) before the loaders are read: ranks draw other numbers"
         known = ("transformers#37932",)
@@ -103,7 +114,7 @@ def _shared(training: Training, run: Run, rows: Array, column: int) -> Finding |
     return Finding(
         check="augmentation",
         outcome="FAIL",
-        says=f"{who}: {len(pairs):,} of {len(rows):,} samples got those of another",
+        says=f"{who}{generator}: {len(pairs):,} of {len(rows):,} samples got those of another",
         place=training.place(_pass(run)),
         expected="each sample draws numbers that no other gets",
         found=f"with {count(run.processes, 'process')} {found} drew from generators in the same state",

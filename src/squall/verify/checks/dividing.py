@@ -34,8 +34,9 @@ def dividing(training: Training, many: Sequence[Update], one: Law | None) -> Fin
     if one is None or one.kind not in ("one", "batches"):
         says = said + (", all weigh alike" if one is not None else "")
         return Finding(check="accumulation", outcome="ok", says=says)
-    if one.kind == "one" and len(windows) > 1:  # whatever a window holds, it weighs the same
-        return _once(last, said)
+    weights = [(scales(update) or [0.0])[0] for update in many]
+    if one.kind == "one" and len(windows) > 1 and close(min(weights), max(weights), _EQUAL):
+        return _once(last, said)  # whatever a window holds, it weighs the same
     if one.kind == "batches" and one.factor(last) < 1:  # divided by what the window holds, and once more
         return _twice(training, last)
     return _alike(training, last, said, shorter=len(windows) > 1)
@@ -47,9 +48,8 @@ def _alike(training: Training, last: Update, said: str, *, shorter: bool) -> Fin
     total, together, window = weights[0], sum(weights), last.window
     terms = (last.shares[0].terms or [[]])[0]
     divided = _divisions(last, terms)
-    said += ", an incomplete window moves less" if shorter else ""
     if close(total, 1.0, _EQUAL) or divided == 1 or (divided == 0 and close(together, 1.0, _EQUAL)):
-        return _once(last, said)
+        return _shorter(training, last, said) if shorter else _once(last, said)
     if divided > 1:
         by_hand = not _DIVIDE & set(last.shares[0].rank.about.get("frameworks", ()))
         halved = window == 2 and by_hand and any(term.of in _SQUARES for term in terms)
@@ -85,6 +85,15 @@ def _once(update: Update, said: str) -> Finding:
     samples = f", {count(update.samples, 'sample')}" if update.samples else ""
     says = f"{said}{samples}, divided once{own(scales(update) or [1.0])}"
     return Finding(check="accumulation", outcome="ok", says=says)
+
+
+def _shorter(training: Training, update: Update, said: str) -> Finding:
+    return Finding(
+        check="accumulation",
+        outcome="note",
+        says=f"{said}, each divided by {update.window}: an incomplete window moves less",
+        place=training.place(update.shares[0].backwards[-1]),
+    )
 
 
 def _unsure(training: Training, update: Update, how: str) -> Finding:

@@ -32,8 +32,7 @@ def non_finite(training: Training) -> Finding:
 def _quiet(training: Training) -> str:
     """What was looked at, where nothing was found."""
     read = any(event.get("loss") is not None for run in training.runs for event in run.first.backwards)
-    said = "no loss was infinite or not a number" if read else "no loss could be read"
-    return f"{said}, and no gradient, in what is kept of it"
+    return f"no {'loss and no ' if read else ''}gradient was infinite or NaN"
 
 
 def _broken(run: Run) -> list[int]:

@@ -139,7 +139,20 @@ def _judge(training: Training, one: Measured) -> Finding | None:
         return _padded(training, one)
     if together.missing and not _elsewhere(one):
         return _missing(training, one)
-    return _mean_of_means(training, one)
+    return _mean_of_means(training, one) or _untold(training, one)
+
+
+def _untold(training: Training, one: Measured) -> Finding | None:
+    """Ranks measure a share each, and tell each other nothing of it; Squall's do in a way of their own."""
+    if any(one.told) or one.run.first.about.get("lockstep"):
+        return None
+    return Finding(
+        check="evaluation",
+        outcome="note",
+        says=f"{one.together.size:,} samples are read once, and ranks exchange nothing of it: a number is that of one "
+        f"rank's {len(one.together.orders[0]):,}",
+        place=training.place(one.first),
+    )
 
 
 def _elsewhere(one: Measured) -> bool:

@@ -36,7 +36,9 @@ def mode(training: Training) -> Finding:
                 mine = [event for event in own if event["model"] == model and event["modes"]]
                 later = next((event for event in mine if any(mine[0]["modes"]) and not any(event["modes"])), None)
                 if later is not None:
-                    return _in_eval(training, run, rank, later, f"rank {rank.number} goes on training in eval mode")
+                    everybody = all(any(not any(event["modes"]) for event in each) for each in calls)
+                    who = "all ranks go" if everybody and run.processes > 1 else f"rank {rank.number} goes"
+                    return _in_eval(training, run, rank, later, f"{who} on training in eval mode")
     measured = _measured_in_training(training)
     if measured is not None:
         return measured
@@ -99,7 +101,7 @@ def _in_eval(training: Training, run: Run, rank: Rank, event: Event, says: str) 
         place=training.place(event),
         expected="model.train() before every epoch, on all ranks",
         found=f"with {count(run.processes, 'process')} a training step is made with the network in eval()",
-        effect="no dropout there, and normalisation by frozen statistics: ranks train different networks",
+        effect="no dropout there, and normalisation by frozen statistics: another network than the one that is meant",
         change="call model.train() at the start of each epoch, and after every evaluation",
         edits=edits.train_mode(training.place(event)) if begins else (),
         known=("pytorch-fcn#56", "coRNN#1"),

@@ -18,6 +18,7 @@ from squall.verify.trace import Array, Event, Rank
 from squall.verify.update import close
 
 _FITS = 1e-3
+_FEW = 3  # values that are named one by one
 _LARGEST = 4  # changes of the rate that are looked at
 _MATTERS = 1.1  # a smaller change needs no correction (Detectron's SCALE_MOMENTUM_THRESHOLD)
 
@@ -34,7 +35,9 @@ def momentum(training: Training) -> Finding:
         return _unnamed(training, rank, own[0])
     if not values:
         return Finding(check="momentum", outcome="--", says="none, or in an optimiser that scales its updates itself")
-    said = " and ".join(f"{value:g}" for value in values)
+    said = " and ".join(f"{value:.3g}" for value in values)
+    if len(values) > _FEW:
+        said = f"{values[0]:.3g} to {values[-1]:.3g}"
     for number in own:
         finding = _fit(training, rank, number, said)
         if finding is not None:

@@ -91,6 +91,13 @@ class Pass:
         """Readings beyond the first of each sample."""
         return int((self.counts[self.counts > 1] - 1).sum())
 
+    @cached_property
+    def left(self) -> int:
+        """Batches that rank 0's loop has left in the loader, of those that it would have given."""
+        event = self.events[0]
+        taken = sum(int(batch["of"] == event["n"]) for batch in self.run.first.of("batch"))
+        return max(0, len(event["run"]) - taken)
+
     @property
     def sampler(self) -> str:
         """Its class."""

@@ -54,6 +54,9 @@ def coverage(training: Training) -> Finding:
             + ", with any number of processes" * (chosen.run.processes > 1),
             place=training.place(chosen.events[0]),
         )
+    broken_off = _broken_off(training)
+    if broken_off is not None:
+        return broken_off
     if not notes:
         return Finding(check="epoch coverage", outcome="ok", says=f"each of {seen[0].size:,} samples once an epoch")
     worst = max(notes, key=lambda one: one.missing + one.repeated)
@@ -62,15 +65,31 @@ def coverage(training: Training) -> Finding:
         said.append(f"{worst.repeated} of them twice")
     if worst.missing:
         said.append(f"{worst.missing} not in every epoch")
-    why = "pads" if worst.repeated else "drops the rest"
-    if worst.repeated and worst.missing:
-        why = "pads, and an incomplete batch is dropped"
+    why = f"{worst.sampler} {'pads' if worst.repeated else 'drops the rest'} to give all ranks as many"
+    if worst.missing and worst.events[0]["drop_last"]:
+        why = "an incomplete batch is dropped" + (f", and {worst.sampler} pads" if worst.repeated else "")
     return Finding(
         check="epoch coverage",
         outcome="note",
-        says=f"{', '.join(said)} with {count(worst.run.processes, 'process')}: {worst.sampler} {why} to give all ranks "
-        "as many",
+        says=f"{', '.join(said)} with {count(worst.run.processes, 'process')}: {why}",
     )
+
+
+def _broken_off(training: Training) -> Finding | None:
+    """Every epoch ends before the loader does: meant, or a window of batches that was not filled."""
+    for run in training.runs:
+        passes = training_passes(run)[:-1]  # the last may be where the script ends
+        if passes and all(one.left for one in passes):
+            one = passes[0]
+            batches = len(one.events[0]["run"])
+            return Finding(
+                check="epoch coverage",
+                outcome="note",
+                says=f"each epoch leaves its loader after {batches - one.left} of {batches} batches, with "
+                f"{count(run.processes, 'process')}: the samples of the others are not in it",
+                place=training.place(one.events[0]),
+            )
+    return None
 
 
 def _same_inputs(training: Training) -> Finding | None:

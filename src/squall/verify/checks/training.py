@@ -7,7 +7,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 
 from squall.verify.finding import Place
 from squall.verify.trace import Event, Run
@@ -66,7 +65,7 @@ def shown(path: str) -> str:
         relative = os.path.relpath(path)
     except ValueError:
         return path
-    return relative if not relative.startswith("..") else str(Path(path))
+    return relative if not relative.startswith("..") else os.path.normpath(path)
 
 
 def numbers(values: Sequence[object]) -> str:

@@ -97,11 +97,12 @@ def weighting(training: Training) -> Finding:
     worst = [max(found, key=lambda one: one.ratio) for found in read]
     unequal = [one for one in worst if one.ratio > 1 + _EQUAL]
     if not unequal:
-        least = min(one.light.units for one in worst)
+        held = [part.units for one in worst for part in (one.light, one.heavy)]
+        sizes = f"{min(held):,.0f}" + (f" to {max(held):,.0f}" if max(held) > min(held) else "")
         return Finding(
             check="loss weighting",
             outcome="ok",
-            says=f"all weigh alike in {count(len(read), 'update')}, in the last ones too ({least:,.0f} each)",
+            says=f"all weigh alike in {count(len(read), 'update')}, of batches of {sizes}",
         )
     means = [one for found in read for one in found if one.means and not one.weighted and one.ratio > 1 + _EQUAL]
     if means:

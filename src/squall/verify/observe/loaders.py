@@ -261,7 +261,8 @@ class Loaders:
         inside = number_of(index, dataset)
         stored = contents.is_stored(sample, inside, root) if drawn.made else -1
         pass_ = self._current.get(number, -1) if pass_ is None else pass_
-        return ([number, pass_, inside, drawn.drawn, drawn.made, contents.content(sample), stored],)
+        content = contents.content(sample)
+        return [[number, pass_, inside, state, seeds, content, stored] for state, seeds in drawn.parts]
 
     @watching(None)
     def add_items(self, items: list[list[int]]) -> None:

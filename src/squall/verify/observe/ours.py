@@ -73,8 +73,8 @@ class Ours:
             with streams.reading(streams.held_by(reader.data)) as drawn:
                 found = sample(reader, index, epoch)
             number = self.loaders.root(reader.data)[1]
-            item = [number, epoch, int(index), drawn.drawn, drawn.made, contents.content(found), -1]
-            self.loaders.add_items([item])
+            content = contents.content(found)
+            self.loaders.add_items([[number, epoch, int(index), *part, content, -1] for part in drawn.parts])
             return found
 
         module._Reader._sample = watched

@@ -157,10 +157,16 @@ SEEDS = Seeds()
 
 
 class Reading:
-    """What one sample drew; `drawn` and `made` are hashes, 0 for nothing."""
+    """What one sample drew.
+
+    Attributes:
+        drawn: for each generator that it drew from a hash of the state in which that was, x 8, + its place among
+            Python's, NumPy's, torch's and those of the data set (the last places are one).
+        made: a hash of the seeds that it gave, 0 for none.
+    """
 
     def __init__(self, held: Sequence[Any]) -> None:
-        self.drawn = 0
+        self.drawn: tuple[int, ...] = ()
         self.made = 0
         self._held = held
         self.restart()
@@ -173,13 +179,19 @@ class Reading:
     def close(self) -> None:
         """The sample has been read."""
         SEEDS.open, SEEDS.current = False, None
-        states = list(zip(self._before, _states(self._held), strict=True))
-        if SEEDS.given:  # a global generator that the sample has seeded is where it put it
+        if SEEDS.given:
             self.made = zlib.crc32("|".join(SEEDS.given).encode()) or 1
-            states = [state for place, state in enumerate(states) if place not in SEEDS.put]
-        moved = [one for one, other in states if one != other]
-        if moved:
-            self.drawn = zlib.crc32(repr(moved).encode()) or 1
+        states = enumerate(zip(self._before, _states(self._held), strict=True))
+        self.drawn = tuple(
+            8 * (before or 1) + min(place, 7)
+            for place, (before, after) in states
+            if before != after and place not in SEEDS.put  # one that the sample has seeded is where it put it
+        )
+
+    @property
+    def parts(self) -> list[tuple[int, int]]:
+        """Hashes for the rows of a trace: one of `drawn` in each, 0 for none, and `made` in the first."""
+        return [(one, 0 if place else self.made) for place, one in enumerate(self.drawn or (0,))]
 
 
 @contextmanager
