@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from squall.errors import InputError
 from squall.verify.examining import examine
 from squall.verify.finding import Finding
 from squall.verify.stage import Stage
 from tests.verify.corpus.index import CASES, FOLDER, Case
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 CHECKPOINTED = [case for case in CASES if case.args]
 WORDS = {
     "checkpoints_a.py": "the optimiser's state is not restored",
@@ -50,7 +53,13 @@ def test_squall_goes_on_bit_for_bit_with_another_number_of_processes_too(stage: 
     assert "also with 3 processes" in found.says
 
 
-def test_without_a_checkpoint_it_says_what_to_give(stage: Stage) -> None:
-    found = resumed(stage, str(FOLDER / "checkpoints_c.py"))
-    assert found.outcome == "--"
-    assert "{folder}" in found.says
+def test_a_script_that_is_told_no_folder_cannot_be_asked(stage: Stage) -> None:
+    with pytest.raises(InputError, match="does not know where the checkpoints come") as mistake:
+        resumed(stage, str(FOLDER / "checkpoints_c.py"))
+    assert "--resume -- --checkpoints {folder}" in str(mistake.value)
+
+
+def test_a_script_that_writes_no_checkpoint_fails_what_was_asked(stage: Stage) -> None:
+    found = resumed(stage, str(EXAMPLES / "find_the_fault.py"), "{folder}")
+    assert found.outcome == "FAIL"
+    assert found.says == "no checkpoint came into {folder}: it could not be killed after one"
