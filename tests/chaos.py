@@ -215,7 +215,7 @@ def wait_until(true: Any, session: subprocess.Popen[bytes], seconds: float) -> b
     while time.monotonic() < over and session.poll() is None:
         if true():
             return True
-        time.sleep(0.002)
+        time.sleep(0.002)  # between two looks at what other processes do; nothing rests on its length
     return bool(true())
 
 
@@ -234,7 +234,7 @@ def end(session: subprocess.Popen[bytes]) -> None:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             raise AssertionError(f"processes outlive their session: {left}")
-        time.sleep(0.02)
+        time.sleep(0.02)  # between two looks at the process table
     session.wait()
 
 

@@ -103,7 +103,7 @@ class Job:
         while not what():
             assert self._process.poll() is None, f"{why}: the job left with {self._process.poll()}\n{self.log}"
             assert time.monotonic() < end, f"{why}\n{self.log}"
-            time.sleep(0.02)
+            time.sleep(0.02)  # between two looks at a job, which has a deadline
 
     def signal_ranks(self, number: int) -> None:
         """What `--signal` and a grace time do: to the ranks, not to the batch file."""

@@ -50,7 +50,7 @@ def segfault():
 
 def forever():
     while True:
-        time.sleep(1)
+        time.sleep(1)  # never ends by itself: somebody must end it
 
 HARM = {
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
@@ -68,7 +68,7 @@ def until(true: Callable[[], object], timeout_s: float) -> bool:
     while not true():
         if time.monotonic() > end:
             return False
-        time.sleep(0.02)
+        time.sleep(0.02)  # between two looks, until the deadline
     return True
 
 
@@ -230,7 +230,7 @@ def main():
     loader = subprocess.Popen(["sleep", "600"])
     os.write(1, b"ready\\n") if os.environ["RANK"] == "0" else print("ready")
     while not noted:
-        time.sleep(0.01)
+        time.sleep(0.01)  # between two looks, until the signal comes
     os.write(1, b"asked\\n")
     time.sleep(0.5)  # saves; long enough for a signal that the loader should not get to have ended it
     assert loader.poll() is None, "a loader got the signal too"

@@ -223,6 +223,11 @@ class Run:
         return bool(self.first.about.get("fsdp2"))
 
 
+def rate_of(step: Event) -> float:
+    """The rate of an update; of its first group, where groups have their own."""
+    return float(step["groups"][0]["lr"])
+
+
 def read(folder: Path, processes: int) -> Run:
     """The traces of all ranks of a job's folder, as each has left it.
 

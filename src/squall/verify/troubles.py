@@ -13,7 +13,7 @@ from typing import Any
 
 from squall import units
 from squall.verify import devices
-from squall.verify.checks.training import shown
+from squall.verify.checks.training import count, shown
 from squall.verify.finding import Place, Trouble
 from squall.verify.masking import masked, masked_line
 from squall.verify.observe.recorder import is_users
@@ -47,7 +47,8 @@ def troubles(script: str, ended: Ended, run: Run | None, limit_s: float) -> list
         found.append(
             Trouble(
                 what="left processes behind",
-                says=f"{name} left {len(ended.left_behind)} processes behind with {_count(processes)}; they were ended",
+                says=f"{name} left {count(len(ended.left_behind), 'process')} behind with "
+                f"{count(processes, 'process')}; they were ended",
                 processes=processes,
                 rows=tuple((f"process {pid}", _command(words)[:200]) for pid, words in ended.left_behind[:5]),
                 fatal=False,
@@ -79,15 +80,15 @@ def _failed(name: str, ended: Ended, failed: Sequence[RankEnd], run: Run | None)
             )
         message = str(first.error["message"]).strip().splitlines()
         rows.append((f"rank {first.rank}", f"{first.error['type']}: {message[0] if message else ''}"))
-        what, says = "crashed", f"{name} crashed with {_count(processes)}"
+        what, says = "crashed", f"{name} crashed with {count(processes, 'process')}"
     elif first.signal:
         place = innermost(first.stack)
         rows.append((f"rank {first.rank}", f"killed by {signal.Signals(first.signal).name}"))
-        what, says = "crashed", f"{name} was killed with {_count(processes)}"
+        what, says = "crashed", f"{name} was killed with {count(processes, 'process')}"
     else:
         place = None
         rows.append((f"rank {first.rank}", f"left with exit status {first.status}"))
-        what, says = "ended early", f"{name} ended early with {_count(processes)}"
+        what, says = "ended early", f"{name} ended early with {count(processes, 'process')}"
         rows += [("", masked_line(line)) for line in first.last_lines[-3:]]
     others = [rank.rank for rank in ended.ranks if rank.ended_by_us]
     if others:
@@ -180,7 +181,7 @@ def _hung(name: str, ended: Ended, limit_s: float, observed: bool) -> Trouble:
     rows.append(("to do", "--limit for more time, --steps for fewer updates; or look at the line above"))
     return Trouble(
         what="hung",
-        says=f"{name} was not done after {limit_s:g} s with {_count(len(ended.ranks))}",
+        says=f"{name} was not done after {limit_s:g} s with {count(len(ended.ranks), 'process')}",
         place=place,
         processes=len(ended.ranks),
         rows=tuple(rows),
@@ -201,10 +202,6 @@ def _never(name: str, processes: int, run: Run | None) -> Trouble:
     rows.append(("rule", "a script that trains when it is run: python SCRIPT, or under torchrun"))
     rows.append(("to do", "give it the arguments with which it trains: squall verify SCRIPT -- ARGUMENTS"))
     return Trouble(what="never stepped", says=f"{name} ended and made no update", processes=processes, rows=tuple(rows))
-
-
-def _count(processes: int) -> str:
-    return f"{processes} process{'' if processes == 1 else 'es'}"
 
 
 def innermost(frames: Sequence[Mapping[str, Any]]) -> Place | None:

@@ -14,7 +14,7 @@ import numpy
 
 from squall.verify.checks.training import Training, times
 from squall.verify.finding import Finding
-from squall.verify.trace import Array, Event, Rank
+from squall.verify.trace import Array, Event, Rank, rate_of
 from squall.verify.update import close
 
 _FITS = 1e-3
@@ -68,7 +68,7 @@ def _fit(training: Training, rank: Rank, optimizer: int, said: str, value: float
     if fits == (False, False):
         return Finding(check="momentum", outcome="--", says=f"{said}, in a form that is neither of the two")
     place = largest[0]
-    before, after = _rate(steps[place - 1]), _rate(steps[place])
+    before, after = rate_of(steps[place - 1]), rate_of(steps[place])
     if not jumps:
         return Finding(
             check="momentum",
@@ -92,10 +92,6 @@ def _fit(training: Training, rank: Rank, optimizer: int, said: str, value: float
     )
 
 
-def _rate(step: Event) -> float:
-    return float(step["groups"][0]["lr"])
-
-
 def _is_jump(steps: Sequence[Event], place: int) -> bool:
     """Whether the rate is another, and stays so: not on its way, as in a warm-up or along a cosine."""
     beside = [other for other in (place - 1, place + 1) if 0 < other < len(steps)]
@@ -104,7 +100,7 @@ def _is_jump(steps: Sequence[Event], place: int) -> bool:
 
 def _change(steps: Sequence[Event], place: int) -> float:
     """By what factor the rate went up or down before an update; 1 where it came from zero or went there."""
-    before, after = _rate(steps[place - 1]), _rate(steps[place])
+    before, after = rate_of(steps[place - 1]), rate_of(steps[place])
     return max(before / after, after / before) if before > 0 and after > 0 else 1.0
 
 
@@ -112,7 +108,7 @@ def _unnamed(training: Training, rank: Rank, optimizer: int) -> Finding:
     """An optimiser of the user's own whose groups name no momentum: it is fitted to two updates at one rate."""
     steps = [step for step in rank.steps if step["optimizer"] == optimizer]
     for before, after in pairwise(steps[1:]):
-        if close(_rate(before), _rate(after), 1e-9) and _rate(after):
+        if close(rate_of(before), rate_of(after), 1e-9) and rate_of(after):
             value = _fitted(rank, before, after)
             found = None if value is None else _errors(rank, before, after, value)
             if value is not None and found is not None and 0.05 < value < 1 and found[0] < _FITS:
@@ -129,13 +125,13 @@ def _fitted(rank: Rank, before: Event, after: Event) -> float | None:
         return None
     delta, previous, gradient = moves
     square = float(numpy.dot(previous, previous))
-    return float(numpy.dot(delta - _rate(after) * gradient, previous)) / square if square else None
+    return float(numpy.dot(delta - rate_of(after) * gradient, previous)) / square if square else None
 
 
 def _errors(rank: Rank, before: Event, after: Event, given: float | None = None) -> tuple[float, float] | None:
     """How badly an update fits either form, given the one before: relative differences."""
     value = float(after["groups"][0].get("momentum") or 0.0) if given is None else given
-    old, new = _rate(before), _rate(after)
+    old, new = rate_of(before), rate_of(after)
     moves = _moves(rank, before, after)
     if moves is None or not old:
         return None

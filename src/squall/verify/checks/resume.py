@@ -19,7 +19,7 @@ import numpy
 
 from squall.verify.checks.training import Training, count
 from squall.verify.finding import Finding
-from squall.verify.trace import Array, Event, Rank, Run
+from squall.verify.trace import Array, Event, Rank, Run, rate_of
 
 _EQUAL = 1e-6
 
@@ -130,7 +130,7 @@ def _differs(training: Training, one: Resumed, start: int, ahead: int) -> Findin
                 "the optimiser's state"
                 if passing
                 else "the schedule",  # its groups hold the rate, which then comes back
-                f"the rate of update {start + ahead} is {_rate(its):.4g} instead of {_rate(step):.4g}"
+                f"the rate of update {start + ahead} is {rate_of(its):.4g} instead of {rate_of(step):.4g}"
                 + (": its groups hold it, and momentum or averages begin at zero too" if passing else ""),
             )
     rank, after = one.whole.first, one.after.first
@@ -153,10 +153,6 @@ def _differs(training: Training, one: Resumed, start: int, ahead: int) -> Findin
             "or averages begin at zero",
         )
     return None
-
-
-def _rate(step: Event) -> float:
-    return float(step["groups"][0]["lr"])
 
 
 def _rates_differ(one: Event, other: Event) -> bool:
