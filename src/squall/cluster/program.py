@@ -20,8 +20,8 @@ up for good (`Here.memory` has new ones) or sent again unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -30,6 +30,7 @@ from squall.errors import RunError
 from squall.records import Record
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 class CallError(RunError):
@@ -60,14 +61,30 @@ class Cost:
 FREE = Cost()
 
 
-class Task(Protocol[T]):
-    """Work of a role that goes on beside what it does; awaiting it gives its value or raises its exception."""
+class Task(Protocol[T_co]):
+    """Work of a role that goes on beside what it does; awaiting it gives its value or raises its exception.
+
+    One that fails while nobody awaits it ends the program: an error is never lost.
+    """
 
     @property
     def done(self) -> bool:
         """Whether it has come to its end."""
 
-    def __await__(self) -> Any: ...
+    def __await__(self) -> Generator[Any, Any, T_co]: ...
+
+
+class Promise(Protocol):
+    """Something that another part of the same role will say."""
+
+    def keep(self) -> None:
+        """Says it; whoever awaits it goes on."""
+
+    @property
+    def done(self) -> bool:
+        """Whether it was said."""
+
+    def __await__(self) -> Generator[Any, Any, None]: ...
 
 
 class Handle(Protocol):
@@ -130,8 +147,11 @@ class Here(Protocol):
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Task[T]:
         """Begins something that goes on beside what follows; it ends with the role."""
 
-    async def first_of(self, *tasks: Task[Any], within: float | None = None) -> None:
-        """Waits until one of the tasks is done, or so many seconds."""
+    def promise(self) -> Promise:
+        """By which one call of the role waits for what another call brings."""
+
+    async def first_of(self, *tasks: Task[Any] | Promise, within: float | None = None) -> None:
+        """Waits until one of them is done, or so many seconds."""
 
     def memory(self, num_elements: int, dtype: torch.dtype) -> torch.Tensor:
         """A vector of zeros that travels without a copy where that is possible."""
@@ -194,7 +214,27 @@ class Program:
 
     roles: Mapping[str, Plan]
     chief: str
-    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-Asks = Callable[[], Awaitable[None] | None]
+class Engine(Protocol):
+    """Where programs run."""
+
+    def run(
+        self,
+        program: Program,
+        sink: Callable[[Record], None],
+        asked: Callable[[], Sequence[tuple[str, Any]]] = tuple,
+    ) -> Any:
+        """Runs a program to its end; everything of it is gone afterwards.
+
+        Arguments:
+            sink: called with what the chief emits.
+            asked: looked at now and then: words and values for the chief's `asked`.
+
+        Returns:
+            What the chief's `main` returned.
+
+        Raises:
+            RunError: the chief died; a role waits for what never comes.
+            SquallError: as raised by a role's `begin` or `main`.
+        """
