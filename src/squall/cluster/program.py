@@ -9,8 +9,9 @@ decides where roles live, how calls travel, and what time is::
     Role       here.compute(work)  here.sleep(s)  here.start(...)  here.handle("shard-0").call("push", ...)
 
 What an engine may do to a call, and a role must be written for: lose it, deliver it twice, deliver it late (even after
-its caller has given up), and let calls of one caller overtake each other. What it does not do: change it. A role that
-dies loses everything it held; the engine starts it again where its plan says so, as a new incarnation.
+its caller has given up), and let calls of one caller overtake each other. What it does not do: change it, or deliver it
+to a later incarnation than the one it was sent to. A role that dies loses everything it held; the engine starts it
+again where its plan says so, as a new incarnation.
 
 Tensors travel beside a call's values, at most one each way, and without copies where there is shared memory: the callee
 sees the caller's own memory while its method runs. So the caller leaves `send` alone, and does not look at `into`, from

@@ -57,7 +57,7 @@ class _Rule:
         return [p.name for p in named if p.name not in _OWN and p.kind is not p.VAR_KEYWORD]
 
 
-_RULES = {
+RULES = {
     "adagrad": _Rule(torch.optim.Adagrad, fused=("cpu",), defaults={"eps": _ADAGRAD_EPS}),
     "adam": _Rule(torch.optim.Adam, fused=("cpu", "cuda")),
     "adamw": _Rule(torch.optim.AdamW, fused=("cpu", "cuda")),
@@ -70,7 +70,7 @@ _RULES = {
 
 def names() -> list[str]:
     """The rules known by name; any other is written "package.module:Class"."""
-    return sorted(_RULES)
+    return sorted(RULES)
 
 
 def build(
@@ -113,7 +113,7 @@ def build(
         >>> [(group["name"], group["weight_decay"]) for group in optimizer.param_groups]
         [('all', 0.0001)]
     """
-    rule = _RULES.get(name) or _own_class(name)
+    rule = RULES.get(name) or _own_class(name)
     mistakes = Mistakes("optimizer")
     values = {
         "lr": lr,

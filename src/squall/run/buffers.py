@@ -32,14 +32,14 @@ class _Rebased:
     Modules that share a buffer go on sharing it, also when one of them replaces it.
 
     Arguments:
-        owners: of every buffer by its first name, all the modules that hold it and their names for it.
+        held_by: of every buffer by its first name, all the modules that hold it and their names for it.
     """
 
-    def __init__(self, owners: dict[str, list[_Slot]], dtype: torch.dtype, device: torch.device) -> None:
-        self._slots = list(owners.values())
+    def __init__(self, held_by: dict[str, list[_Slot]], dtype: torch.dtype, device: torch.device) -> None:
+        self._slots = list(held_by.values())
         self._held = [_of(*slots[0]) for slots in self._slots]
         self._same = [buffer.dtype == dtype for buffer in self._held]
-        self.places = place(zip(owners, self._held, strict=True))
+        self.places = place(zip(held_by, self._held, strict=True))
         self.size = self.places[-1].end if self.places else 0
         self.now = torch.zeros(self.size, dtype=dtype, device=device)
         self.before = torch.zeros_like(self.now)
@@ -114,8 +114,8 @@ class Buffers:
     """
 
     def __init__(self, model: nn.Module, offset: int, dtype: torch.dtype, device: torch.device) -> None:
-        self._floats = _Rebased(_owners(model, torch.Tensor.is_floating_point), dtype, device)
-        self._integers = _Rebased(_owners(model, _is_whole), torch.int64, device)
+        self._floats = _Rebased(owners(model, torch.Tensor.is_floating_point), dtype, device)
+        self._integers = _Rebased(owners(model, is_whole), torch.int64, device)
         self.start, self.stop = offset, offset + self._floats.size
         self.num_integers = self._integers.size
         self._change: torch.Tensor | None = None
@@ -192,12 +192,13 @@ class Buffers:
         )
 
 
-def _is_whole(buffer: torch.Tensor) -> bool:
+def is_whole(buffer: torch.Tensor) -> bool:
     """Integers and truth values; complex tables are left alone, as no layer's pass changes them."""
     return not buffer.is_floating_point() and not buffer.is_complex()
 
 
-def _owners(model: nn.Module, kind: Callable[[torch.Tensor], bool]) -> dict[str, list[_Slot]]:
+def owners(model: nn.Module, kind: Callable[[torch.Tensor], bool]) -> dict[str, list[_Slot]]:
+    """The buffers of a kind by their first names; of each all the modules that hold it, with their names for it."""
     found: dict[int, tuple[str, list[_Slot]]] = {}
     for prefix, module in model.named_modules():
         for name, buffer in module._buffers.items():

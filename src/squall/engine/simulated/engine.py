@@ -197,7 +197,8 @@ class Simulated:
 
     def call(self, caller: _Life, name: str, message: _Message, within: float | None) -> Future:
         """Sends a call on its way; the future is that of its reply."""
-        call = _Call(caller, name, message, Future())
+        there = self._lives.get(name)
+        call = _Call(caller, name, there, message, Future())
         patience = DEADLINE_S if within is None else within
         late = LateError(f"{name} did not answer {message.method} within {patience:g} s")
         if not isinf(patience):
@@ -219,7 +220,7 @@ class Simulated:
 
     def _deliver(self, call: _Call) -> None:
         life = self._lives.get(call.name)
-        if life is None or not life.alive:
+        if life is None or not life.alive or life is not call.callee:
             self._lost(call, call.name)
             return
         life.inbound.append(call)
@@ -293,6 +294,7 @@ class _Call:
 
     caller: _Life
     name: str
+    callee: _Life | None
     message: _Message
     reply: Future
 
