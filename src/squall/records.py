@@ -52,6 +52,9 @@ class Started(Record):
     num_samples: int
     num_parameters: int
     start_step: int = 0
+    strategy: str = "sync"
+    replicas: int = 0
+    shards: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,53 @@ class Stepped(Record):
     seconds: float
     metrics: Mapping[str, float] = field(default_factory=dict)
     spent: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pushed(Record):
+    """A replica's push was answered by all shards (asynchronous training).
+
+    Attributes:
+        seconds: since the run's start.
+        replica: its name.
+        minibatch, minibatches: the first whose gradient is in it, and how many.
+        loss: mean over its samples.
+        staleness: on each shard, pushes applied between the fetch and the push; -1: not known, the shard was restarted
+            in between, or had dealt with these minibatches before.
+        dropped: shards that dropped it as too stale.
+        took: seconds of the replica, from the first minibatch to the last answer.
+        stalled: of these, that its computing stood still for fetches and pushes.
+        alive: replicas that took part at that time.
+    """
+
+    kind: ClassVar[str] = "push"
+    seconds: float
+    replica: str
+    minibatch: int
+    minibatches: int
+    samples: int
+    loss: float
+    staleness: Sequence[int]
+    dropped: int
+    took: float
+    stalled: float
+    alive: int
+
+
+@dataclass(frozen=True)
+class RoleChanged(Record):
+    """A role came, came back after a death, or left.
+
+    Attributes:
+        change: joined, restarted, silent, left.
+        lost: minibatches that a restarted shard no longer holds.
+    """
+
+    kind: ClassVar[str] = "role"
+    seconds: float
+    role: str
+    change: str
+    lost: int = 0
 
 
 @dataclass(frozen=True)

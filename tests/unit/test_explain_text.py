@@ -16,6 +16,7 @@ RESNET50 = ModelFacts(
     decayed={"convolution": 53, "linear weight": 1, "linear bias": 1},
     undecayed={"normalisation": 106},
     batch_norms=53,
+    vector=25_610_176,
 )
 RESNET8 = ModelFacts(
     num_parameters=77_754,
@@ -23,6 +24,13 @@ RESNET8 = ModelFacts(
     decayed={"convolution": 9, "linear weight": 1, "linear bias": 1},
     undecayed={"normalisation": 18},
     batch_norms=9,
+    vector=79_488,
+)
+ACOUSTIC = ModelFacts(
+    num_parameters=400_906,
+    num_trainable=400_906,
+    undecayed={"linear weight": 5, "linear bias": 5},
+    vector=400_960,
 )
 IMAGENET = 1_281_167
 
@@ -39,6 +47,11 @@ def warnings(target, *assignments, samples=IMAGENET, facts=RESNET50):
         ("explain-fashion-adamw.txt", "fashion-mnist",
          ["optimizer=adamw", "lr=1e-3", "ema=0.99", "virtual_workers=12", "fuse=2", "last_batch=carry"],
          RESNET8, 60_000, 3),
+        ("explain-fashion-acoustic.txt", "fashion-acoustic", [], ACOUSTIC, 60_000, 8),
+        ("explain-downpour.txt", "digits-downpour",
+         ["downpour.replicas=20", "downpour.shards=7", "downpour.fetch_every=2", "downpour.push_every=4", "momentum=0.5",
+          "downpour.max_staleness=9"],
+         RESNET8, 1437, 8),
     ],
 )  # fmt: skip
 def test_golden_texts(golden, target, assignments, facts, samples, processes):

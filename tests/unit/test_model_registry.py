@@ -24,7 +24,7 @@ def not_a_module():
 def test_every_shipped_name_builds():
     with torch.device("meta"):
         for name in names():
-            arguments = {"in_features": 4, "num_classes": 2} if name == "mlp" else {}
+            arguments = {"in_features": 4, "num_classes": 2} if name in ("acoustic", "mlp") else {}
             assert isinstance(build(name, arguments), nn.Module)
 
 

@@ -13,7 +13,7 @@ from squall.recipe import Recipe, load, override, parse, read, shipped, source, 
 from squall.recipe import names as known
 from squall.recipe.toml import literal
 
-SHIPPED = ("cifar10", "digits", "fashion-mnist", "imagenet", "photos")
+SHIPPED = ("cifar10", "digits", "digits-downpour", "fashion-acoustic", "fashion-mnist", "imagenet", "photos")
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -40,7 +40,7 @@ def test_a_resolved_recipe_loads_back_equal_and_says_everything(name, tmp_path):
     assert again == recipe
     assert to_toml(again) == to_toml(recipe)
     written = tomllib.loads(path.read_text(encoding="utf-8"))
-    assert written["lr"]["scaling"] == "linear"
+    assert written["lr"]["scaling"] == ("none" if recipe.optimizer.name == "adagrad" else "linear")
     assert written["eval_batch_size"] == 500
 
 
@@ -163,11 +163,11 @@ def test_the_names_known_without_torch_are_those_of_the_data_sources():
 
 
 def test_the_names_known_without_torch_are_those_of_the_optimizers():
-    from squall.optim.build import _RULES, names
+    from squall.optim.build import RULES, names
 
     assert tuple(names()) == known.OPTIMIZERS
     for field, rules in known.FIELDS_OF_RULES.items():
-        assert sorted(rules) == [name for name, rule in sorted(_RULES.items()) if rule.takes(field)], field
+        assert sorted(rules) == [name for name, rule in sorted(RULES.items()) if rule.takes(field)], field
 
 
 def test_the_names_known_without_torch_are_those_of_the_networks():
@@ -177,16 +177,23 @@ def test_the_names_known_without_torch_are_those_of_the_networks():
 
     assert sorted(names()) == sorted(known.MODELS)
     values = {"num_classes": 10, "in_channels": 3, "width": 16, "zero_init_residual": True, "fc_init_std": 0.01}
-    values |= {"in_features": 4, "hidden": [8], "dropout": 0.0}
+    values |= {"in_features": 4, "hidden": [8], "dropout": 0.0, "init_gain": 4.0}
     with torch.device("meta"):
-        for name in ("mlp", "resnet8", "resnet18"):
+        for name in ("acoustic", "mlp", "resnet8", "resnet18"):
             build(name, {argument: values[argument] for argument in known.MODELS[name]})
 
 
 @pytest.mark.parametrize(
-    ("name", "shape"), [("digits", (8, 8, 1)), ("fashion-mnist", (28, 28, 1)), ("cifar10", (32, 32, 3))]
+    ("name", "shape", "rule_class"),
+    [
+        ("digits", (8, 8, 1), "SGD"),
+        ("digits-downpour", (8, 8, 1), "SGD"),
+        ("fashion-mnist", (28, 28, 1), "SGD"),
+        ("fashion-acoustic", (28, 28, 1), "Adagrad"),
+        ("cifar10", (32, 32, 3), "SGD"),
+    ],
 )
-def test_shipped_recipes_are_understood_by_the_parts_they_name(name, shape):
+def test_shipped_recipes_are_understood_by_the_parts_they_name(name, shape, rule_class):
     import torch
 
     from squall.data.augment import compile_ops
@@ -200,4 +207,4 @@ def test_shipped_recipes_are_understood_by_the_parts_they_name(name, shape):
         model = build_model(recipe.model.name, recipe.model.arguments)
         assert model(torch.zeros(2, channels, *size)).shape == (2, 10)
     rule = recipe.optimizer.model_dump()
-    assert type(build_optimizer(model, lr=recipe.lr.base, **rule)).__name__ == "SGD"
+    assert type(build_optimizer(model, lr=recipe.lr.base, **rule)).__name__ == rule_class

@@ -53,9 +53,9 @@ def test_whoever_settles_first_counts() -> None:
     pool = Pool(4, 4)
     unit = pool.lease("a", 0, 1, 2, 0.0)
     assert unit is not None
-    assert pool.again("a", 10.0, 5.0) is None  # not by the same
-    assert pool.again("b", 0.0, 5.0) is None  # not old enough
-    assert pool.again("b", 1.0, 5.0) == unit
+    assert pool.again("a", 1.0, 5.0) is None  # not by the same
+    assert pool.again("b", 3.0, 5.0) is None  # not old enough: two minibatches
+    assert pool.again("b", 2.0, 5.0) == unit
     assert pool.settle(unit)
     assert not pool.settle(unit)
     assert pool.settled == 2
@@ -104,7 +104,7 @@ def test_everything_is_settled_once_whatever_happens(data: st.DataObject) -> Non
         if action == "die":
             pool.release(worker)
             held[worker] = []
-        elif action == "again" and (unit := pool.again(worker, now, now)):
+        elif action == "again" and (unit := pool.again(worker, 1.0, now)):
             held[worker].append(unit)
         elif action == "settle" and held[worker]:
             unit = held[worker].pop(0)

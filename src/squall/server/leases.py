@@ -144,13 +144,21 @@ class Pool:
                     found.append(unit)
         return found
 
-    def again(self, worker: str, older_than: float, now: float) -> Unit | None:
-        """The unit that is outstanding longest, to be computed by another too; None if none is as old as that."""
-        best = min(
-            (known for known in self.outstanding.values() if worker not in known.workers and known.since < older_than),
-            key=lambda known: (known.since, known.unit.first),
-            default=None,
-        )
+    def again(self, worker: str, patience: float, now: float) -> Unit | None:
+        """The unit that is outstanding longest, to be computed by another too.
+
+        Arguments:
+            patience: seconds for each of its minibatches that a unit is left to whoever has it.
+
+        Returns:
+            None if all are younger, or the worker's own.
+        """
+        old = [
+            known
+            for known in self.outstanding.values()
+            if worker not in known.workers and now - known.since > patience * known.unit.count
+        ]
+        best = min(old, key=lambda known: (known.since, known.unit.first), default=None)
         if best is None:
             return None
         best.workers.append(worker)

@@ -121,12 +121,14 @@ class Ask:
     Attributes:
         number: rises with each ask of an incarnation; one that is repeated gets the same answer.
         wanted: minibatches; 0: none, it only reports.
+        patient: it has nothing else in hand, so that the answer may wait until there is something.
     """
 
     sender: Sender
     number: int
     settled: tuple[Settled, ...]
     wanted: int
+    patient: bool = True
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,27 @@
+"""Where shards keep their snapshots: in memory for simulated programs, on disk for others (`disk`)."""
+
+from __future__ import annotations
+
+from squall.server.shard import Snapshot
+
+
+class InMemory:
+    """Snapshots of a program in one process: they outlive its roles, as a disk would.
+
+    Arguments:
+        first: of each shard, the state before the first push.
+        keep: the newest so many of each shard stay.
+    """
+
+    def __init__(self, first: list[Snapshot], keep: int = 2) -> None:
+        self._kept = [[snapshot] for snapshot in first]
+        self._keep = keep
+
+    def newest(self, shard: int) -> Snapshot:
+        """The last one that was saved whole."""
+        return self._kept[shard][-1]
+
+    def save(self, shard: int, snapshot: Snapshot) -> int:
+        """Keeps one."""
+        self._kept[shard] = [*self._kept[shard], snapshot][-self._keep :]
+        return sum(tensor.numel() * tensor.element_size() for tensor in snapshot.tensors.values())

@@ -1,0 +1,430 @@
+"""The coordinator: hands out minibatches, hears what became of them, and knows when the run is over.
+
+It holds numbers only, no weights. What it decides with is pure (`squall.server.leases`); what has been applied is known
+to the shards, which it asks when it begins, so that a run that goes on from their snapshots needs nothing else::
+
+    replica   ask(settled, wanted) -->  coordinator   -->  lease(unit)
+    shards    holdings, snapshot   <--                -->  evaluator: measure, once an epoch's minibatches are settled
+
+An epoch's mark is a count: once as many minibatches are settled as e epochs have. A slow replica's last minibatch of an
+epoch is then still under way, and delays nobody.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from squall.checkpoint.spec import CheckpointSpec
+from squall.cluster.program import CallError, Plan, Promise, Role, Task
+from squall.data.order import Order
+from squall.errors import DivergedError, RunError
+from squall.optim.lr import Rate
+from squall.records import EpochEnded, Noted, Pushed, Record, RoleChanged, Saved
+from squall.server.client import PAUSE_S, shard_name
+from squall.server.leases import Pool
+from squall.server.messages import Ask, Holdings, Lease, Settled
+from squall.strategy.downpour.tally import Epoch, Tally
+
+_ANSWER_S = 10.0  # that a question may stay open before it is answered "nothing now"
+_LOOK_S = 1.0
+_SLOW = (
+    4.0  # times the usual duration: a unit as old as that is computed by an idle replica too; one is asked for ahead
+)
+
+
+@dataclass(frozen=True)
+class CoordinatorSpec:
+    """What the coordinator is told.
+
+    Attributes:
+        order, rate: of the run.
+        replicas: to begin with; named replica-0, replica-1, ...
+        shards: their number.
+        push_every: minibatches of a unit.
+        warm_start: minibatches that one replica does alone before the others are let loose.
+        lease_timeout: seconds after which a unit is handed out again.
+        checkpoint: when the shards save.
+        evaluator: its role's name; None where there is nothing to measure.
+        replica: how one is made that joins later.
+        patience: seconds of silence after which a shard is given up.
+        first_snapshot: number of the first one that this session makes.
+    """
+
+    order: Order
+    rate: Rate
+    replicas: int
+    shards: int
+    push_every: int
+    warm_start: int = 0
+    lease_timeout: float = 60.0
+    checkpoint: CheckpointSpec | None = None
+    evaluator: str | None = None
+    replica: Plan | None = None
+    patience: float = 600.0
+    first_snapshot: int = 1
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a program of Downpour comes to.
+
+    Attributes:
+        outcome: finished, or stopped because somebody asked.
+        snapshot: number of the shards' last one: the final weights.
+        values: for result.json: pushes, staleness, replicas, ledger.
+        seconds: of the program.
+    """
+
+    outcome: str
+    snapshot: int
+    values: dict[str, Any]
+    seconds: float
+
+
+@dataclass
+class _Member:
+    """A replica as the coordinator knows it."""
+
+    part: int
+    incarnation: int
+    heard: float
+    leaving: bool = False
+    silent: bool = False
+    asked: int = 0
+    answer: Lease | None = None
+    answered: Promise | None = None
+    durations: list[float] = field(default_factory=list)
+
+
+class Coordinator(Role):
+    """The chief of a Downpour program.
+
+    Arguments:
+        spec: of the run.
+    """
+
+    def __init__(self, spec: CoordinatorSpec) -> None:
+        self.spec = spec
+        order = spec.order
+        self._pool = Pool(order.steps_per_epoch, order.num_steps, before=spec.warm_start)
+        self._tally = Tally(spec.shards, order.num_steps)
+        self._members: dict[str, _Member] = {}
+        self._replicas = self._enlisted = spec.replicas
+        self._waiting: list[Promise] = []
+        self._stopping = ""
+        self._measuring: Task[None] | None = None
+        self._saving: Task[None] | None = None
+        self._snapshot = spec.first_snapshot - 1
+        self._saved_at = (0.0, 0)
+        self._epochs = 0
+
+    async def begin(self) -> None:
+        """Asks the shards what they hold."""
+        held = await self._holdings()
+        self._pool.restore([holdings.states for holdings in held], self.spec.push_every)
+        self._tally.restore(held)
+        self._epochs = self._pool.settled // self.spec.order.steps_per_epoch
+        self._saved_at = self.here.now(), self._pool.settled
+        self._epoch = Epoch(self.here.now())
+
+    async def main(self) -> Summary:
+        """Runs until all minibatches are settled, or somebody asked to stop and replicas have handed theirs in."""
+        while not self._is_over():
+            changed = self._changed()
+            await self.here.first_of(changed, within=_LOOK_S)
+            self._look_for_the_silent()
+            self._save_if_due()
+        if self._measuring is not None:
+            await self._measuring
+        if self._saving is not None:
+            await self._saving
+        await self._save()
+        values = self._tally.values(await self._holdings(), self._pool, self._members_seen())
+        return Summary("stopped" if self._stopping else "finished", self._snapshot, values, self.here.now())
+
+    # -- what replicas ask ------------------------------------------------------------------------------------
+
+    async def lease(self, ask: Ask) -> Lease:
+        """Takes a replica's report and answers with its next unit."""
+        member = self._known(ask)
+        if member is None:  # an earlier incarnation: it is dead, or thought to be
+            self._settle(ask)
+            return Lease(None, over=True)
+        if ask.number <= member.asked:
+            return await self._answered_before(member, ask)
+        member.asked, member.answer, member.answered = ask.number, None, self.here.promise()
+        self._settle(ask)
+        lease = await self._granted(member, ask) if ask.wanted else Lease(None, over=True)
+        if (member.incarnation, member.asked) == (ask.sender.incarnation, ask.number):
+            member.answer = lease
+            member.answered.keep()
+        if not ask.wanted and member.leaving:
+            self._leave(ask.sender.name)
+        return lease
+
+    async def asked(self, word: str, value: Any) -> None:
+        """What the user wants: ("stop", why) or ("resize", number of replicas)."""
+        if word == "stop":
+            self._stopping = str(value) or "asked to stop"
+        elif word == "resize":
+            self._resize(int(value))
+        self._wake()
+
+    def _known(self, ask: Ask) -> _Member | None:
+        name, now = ask.sender.name, self.here.now()
+        member = self._members.get(name)
+        if member is not None and ask.sender.incarnation < member.incarnation:
+            return None
+        if member is None or ask.sender.incarnation > member.incarnation:
+            part = member.part if member is not None else self._free_part()
+            leaving = member.leaving if member is not None else False
+            self._emit(RoleChanged(now, name, "joined" if member is None else "restarted"))
+            if member is not None:
+                self._hand_back(name)
+            member = self._members[name] = _Member(part, ask.sender.incarnation, now, leaving)
+        member.heard, member.silent = now, False
+        return member
+
+    async def _answered_before(self, member: _Member, ask: Ask) -> Lease:
+        """The same question came twice: it has one answer."""
+        if ask.number == member.asked and member.answer is None and member.answered is not None:
+            await self.here.first_of(member.answered, within=_ANSWER_S)
+        return member.answer if ask.number == member.asked and member.answer is not None else Lease(None)
+
+    async def _granted(self, member: _Member, ask: Ask) -> Lease:
+        name, until = ask.sender.name, self.here.now() + _ANSWER_S
+        while True:
+            if self._stopping or self._pool.over or member.leaving:
+                return Lease(None, over=True)
+            if self._may_work(name):
+                now = self.here.now()
+                unit = self._pool.lease(name, member.part, self._replicas, ask.wanted, now)
+                if unit is None and ask.patient:
+                    unit = self._pool.again(name, _SLOW * self._usual_duration(), now)
+                if unit is not None:
+                    return Lease(unit)
+            if not ask.patient or self.here.now() >= until:
+                return Lease(None)
+            await self.here.first_of(self._changed(), within=min(_LOOK_S, self._usual_duration()))
+            if self._members.get(name) is not member or member.asked != ask.number:
+                return Lease(None, over=True)  # nobody waits for this answer any more
+
+    def _may_work(self, name: str) -> bool:
+        """During the warm start, one replica only: the first that is heard of."""
+        if self._pool.warm:
+            return True
+        return name == next((other for other, member in self._members.items() if not member.silent), name)
+
+    def _settle(self, ask: Ask) -> None:
+        for settled in ask.settled:
+            self._note(ask.sender.name, settled)
+        if ask.settled:
+            self._wake()
+
+    def _note(self, name: str, settled: Settled) -> None:
+        now, order = self.here.now(), self.spec.order
+        first = self._pool.settle(settled.unit)
+        self._note_restarts(settled)
+        self._tally.add(name, settled, first)
+        if not first:
+            return
+        if not math.isfinite(settled.loss):
+            raise DivergedError(
+                f"the loss is {settled.loss} at minibatch {settled.unit.first} of {order.num_steps}, on {name}",
+                [("to do", "a smaller lr.base, a warm start (downpour.warm_start=1ep), or fewer replicas")],
+            )
+        member = self._members.get(name)
+        if member is not None:
+            member.durations = [*member.durations[-8:], settled.seconds / settled.unit.count]
+        self._emit(
+            Pushed(
+                seconds=now,
+                replica=name,
+                minibatch=settled.unit.first,
+                minibatches=settled.unit.count,
+                samples=settled.samples,
+                loss=settled.loss / settled.count,
+                staleness=[-1 if r.staleness is None else r.staleness for r in settled.receipts],
+                dropped=sum(r.outcome == "dropped" for r in settled.receipts),
+                took=settled.seconds,
+                stalled=settled.stalled,
+                alive=sum(not m.silent for m in self._members.values()),
+            )
+        )
+        self._epoch.add(settled)
+        while self._pool.settled >= (self._epochs + 1) * order.steps_per_epoch:
+            self._end_epoch()
+
+    def _note_restarts(self, settled: Settled) -> None:
+        for index, receipt in enumerate(settled.receipts):
+            if self._tally.is_restarted(index, receipt.version):
+                self.here.start(self._count_losses(index))
+
+    async def _count_losses(self, index: int) -> None:
+        """A shard came back with a snapshot: which minibatches does it no longer hold?"""
+        holdings = await self._call(index, "holdings")
+        lost = self._tally.restarted(index, holdings)
+        self._emit(RoleChanged(self.here.now(), shard_name(index), "restarted", lost))
+
+    # -- who is there -----------------------------------------------------------------------------------------
+
+    def _free_part(self) -> int:
+        taken = {member.part for member in self._members.values()}
+        return next(part for part in range(len(taken) + 1) if part not in taken)
+
+    def _hand_back(self, name: str) -> None:
+        if self._pool.release(name):
+            self._wake()
+
+    def _look_for_the_silent(self) -> None:
+        now = self.here.now()
+        for name, member in self._members.items():
+            if not member.silent and now - member.heard > self.spec.lease_timeout:
+                member.silent = True
+                self._emit(RoleChanged(now, name, "silent"))
+                self._hand_back(name)
+                self._wake()
+        for name in [name for name, member in self._members.items() if member.silent and member.leaving]:
+            self._leave(name)
+
+    def _resize(self, wanted: int) -> None:
+        before, self._replicas = self._replicas, wanted
+        assert self.spec.replica is not None
+        names = [f"replica-{index}" for index in range(max(before, wanted, self._enlisted))]
+        for index, name in enumerate(names):
+            if index < wanted and name not in self._members and index >= before:
+                self.here.enlist(name, self.spec.replica)
+            elif index >= wanted and name in self._members:
+                self._members[name].leaving = True
+            elif index >= wanted:
+                self.here.dismiss(name)
+        self._enlisted = max(self._enlisted, wanted)
+        self._emit(Noted(f"from now on {wanted} replica{'' if wanted == 1 else 's'}; there were {before}"))
+
+    def _leave(self, name: str) -> None:
+        del self._members[name]
+        self._hand_back(name)
+        self._emit(RoleChanged(self.here.now(), name, "left"))
+        self.here.dismiss(name)
+
+    def _members_seen(self) -> int:
+        return len(self._members)
+
+    def _usual_duration(self) -> float:
+        """Seconds of a minibatch, the median of late."""
+        found = sorted(duration for member in self._members.values() for duration in member.durations)
+        return max(found[len(found) // 2], 1e-3) if found else _LOOK_S
+
+    # -- epochs, snapshots, the end ---------------------------------------------------------------------------
+
+    def _end_epoch(self) -> None:
+        epoch, self._epochs = self._epochs, self._epochs + 1
+        ended, self._epoch = self._epoch, Epoch(self.here.now())
+        seconds = self.here.now()
+        before = self._measuring
+
+        async def measure() -> None:
+            if before is not None:
+                await before
+            val: dict[str, float] = {}
+            test: dict[str, float] = {}
+            if self.spec.evaluator is not None:
+                val, test = await self._until_answered(self.spec.evaluator, "measure")
+            order = self.spec.order
+            lr = self.spec.rate.at(
+                order.progress((epoch + 1) * order.steps_per_epoch - 1),
+                global_batch_size=order.global_batch_size,
+                epochs=order.epochs,
+            )
+            self._emit(self._ended(ended, epoch, seconds, lr, val, test))
+
+        self._measuring = self.here.start(measure())
+
+    def _ended(
+        self, ended: Epoch, epoch: int, seconds: float, lr: float, val: dict[str, float], test: dict[str, float]
+    ) -> EpochEnded:
+        spent = max(seconds - ended.began, 1e-9)
+        return EpochEnded(
+            epoch=epoch,
+            step=(epoch + 1) * self.spec.order.steps_per_epoch - 1,
+            train_loss=ended.loss / max(ended.count, 1e-12),
+            lr=lr,
+            samples_per_second=ended.samples / spent,
+            spent={"compute": ended.took - ended.stalled, "communication": ended.stalled},
+            seconds=seconds,
+            evaluation=self.here.now() - seconds,
+            train={name: total / max(count, 1e-12) for name, (total, count) in ended.metrics.items()},
+            val=val,
+            test=test,
+        )
+
+    def _save_if_due(self) -> None:
+        rule, order = self.spec.checkpoint, self.spec.order
+        if rule is None or (self._saving is not None and not self._saving.done):
+            return
+        when, steps = self._saved_at
+        duration = rule.duration
+        if duration.unit == "second":
+            due = self.here.now() - when >= duration.amount
+        elif duration.unit == "step":
+            due = self._pool.settled - steps >= duration.amount
+        else:
+            due = self._pool.settled - steps >= duration.amount * order.steps_per_epoch
+        if due:
+            self._saving = self.here.start(self._save())
+
+    async def _save(self) -> None:
+        """All shards save at about the same time; a set of snapshots of one number is what a run goes on from."""
+        self._snapshot += 1
+        number, began, settled = self._snapshot, self.here.now(), self._pool.settled
+        self._saved_at = began, settled
+        tasks = [self.here.start(self._call(index, "snapshot", number)) for index in range(self.spec.shards)]
+        found = [await task for task in tasks]
+        self._emit(
+            Saved(settled, max(s for _, s in found), self.here.now() - began, sum(num_bytes for num_bytes, _ in found))
+        )
+
+    def _is_over(self) -> bool:
+        if self._pool.over:
+            return True
+        return bool(self._stopping) and not any(not member.silent for member in self._workers())
+
+    def _workers(self) -> list[_Member]:
+        """Replicas that still have something in hand."""
+        names = {name for known in self._pool.outstanding.values() for name in known.workers}
+        return [member for name, member in self._members.items() if name in names]
+
+    async def _holdings(self) -> list[Holdings]:
+        tasks = [self.here.start(self._call(index, "holdings")) for index in range(self.spec.shards)]
+        return [await task for task in tasks]
+
+    async def _call(self, shard: int, method: str, *values: Any) -> Any:
+        return await self._until_answered(shard_name(shard), method, *values)
+
+    async def _until_answered(self, name: str, method: str, *values: Any) -> Any:
+        began = self.here.now()
+        while True:
+            try:
+                return await self.here.handle(name).call(method, *values)
+            except CallError as error:
+                waited = self.here.now() - began
+                if waited > self.spec.patience:
+                    raise RunError(
+                        f"the coordinator gives {name} up after {waited:.0f} s", [("last", error.headline)]
+                    ) from error
+            await self.here.sleep(PAUSE_S)
+
+    def _changed(self) -> Promise:
+        promise = self.here.promise()
+        self._waiting.append(promise)
+        return promise
+
+    def _wake(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for promise in waiting:
+            promise.keep()
+
+    def _emit(self, record: Record) -> None:
+        self.here.emit(record)

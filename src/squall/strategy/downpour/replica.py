@@ -1,0 +1,238 @@
+"""A replica: it fetches weights, computes gradients of its minibatches, and pushes their sums.
+
+The client of Dean et al. 2012 (appendix, algorithm 1), with what the paper leaves open settled::
+
+    minibatch   0        1        2        3        4        5        6      fetch_every = push_every = 3
+    fetch       ==>                        ======>|                   ==>    asked for before the minibatch; here it
+    gradient    g0       g1       g2       g3     |  g4      g5       g6     may be late for 2 minibatches, then the
+    local step  w-=a*g0  w-=a*g1  w-=a*g2  w-=a*g3 w=fetched w-=a*g4         replica waits; taken between two gradients
+    push           =>[0]                      =>[1 2 3]                  =>  raw sums; also after the very first one
+
+* A fetch never overtakes the replica's own push: it is asked for when the push before it is answered; where both are
+  due between the same two minibatches, one call does both. So one replica that fetches and pushes at every step is
+  sequential SGD, to the last bit.
+* One push is under way at a time; gradients meanwhile go into the other of two accumulators.
+* Every wait of the computing is counted as stalled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from squall.cluster.program import CallError, Cost, Role, Task
+from squall.data.order import Order
+from squall.errors import RunError
+from squall.optim.lr import Rate
+from squall.server.client import PAUSE_S, Client
+from squall.server.gradients import Gradients, Sums
+from squall.server.layout import Layout, Slice
+from squall.server.messages import Ask, Lease, Push, Receipt, Sender, Settled, Unit, Version
+
+
+@dataclass(frozen=True)
+class ReplicaSpec:
+    """What a replica is told.
+
+    Attributes:
+        layout, slices: of the vector and its shards.
+        fetch_every, push_every: n_fetch and n_push of the paper, in minibatches.
+        local_lr: alpha, its own step between fetches; None: the run's rate at that minibatch.
+        rate, order: of the run.
+        patience: seconds of silence after which another role is given up.
+        coordinator: its role's name.
+    """
+
+    layout: Layout
+    slices: tuple[Slice, ...]
+    fetch_every: int
+    push_every: int
+    local_lr: float | None
+    rate: Rate
+    order: Order
+    patience: float = 600.0
+    coordinator: str = "coordinator"
+
+    def local_rate(self, minibatch: int) -> float:
+        """The replica's own step at a minibatch."""
+        if self.local_lr is not None:
+            return self.local_lr
+        order = self.order
+        return self.rate.at(order.progress(minibatch), global_batch_size=order.global_batch_size, epochs=order.epochs)
+
+
+class Replica(Role):
+    """Computes gradients for as long as there are minibatches.
+
+    Arguments:
+        spec: of the replica.
+        make: gives the process's `Gradients`; called where it computes.
+    """
+
+    def __init__(self, spec: ReplicaSpec, make: Callable[[], Gradients]) -> None:
+        self.spec, self._make = spec, make
+
+    async def begin(self) -> None:
+        """Builds the network, or borrows it."""
+        here, layout = self.here, self.spec.layout
+        self._gradients: Gradients = await here.compute(self._make)
+        self._weights = torch.zeros(layout.size, dtype=layout.dtype)
+        self._sums = [here.memory(layout.size, layout.dtype) for _ in range(2)]
+        self._scratch = torch.empty(0, dtype=layout.dtype)
+        self._client = Client(here, self.spec.slices, layout.dtype, self.spec.patience)
+        self._sender = Sender(here.name, here.incarnation)
+        self._counters = [0] * len(layout.counters)
+        self._base: tuple[Version, ...] = ()
+        self._settled: list[Settled] = []
+        self._number = self._asked = 0
+        self._stalled = 0.0
+        self._fetching: Task[Any] | None = None
+        self._pushing: Task[Any] | None = None
+        self._refetch = False
+
+    async def main(self) -> None:
+        """Works until the coordinator says that the run is over."""
+        here, spec = self.here, self.spec
+        self._fetching = here.start(self._fetched())
+        await self._arrived()
+        step, unit = 0, await self._next(1)
+        while unit is not None:
+            ahead = here.start(self._ask(spec.push_every, patient=False))
+            sums, began, stalled, base = Sums(), here.now(), self._stalled, None
+            for minibatch in unit.minibatches:
+                await self._up_to_date(step)
+                base = base or self._base
+                cost = Cost(minibatches=spec.order.step(minibatch).num_samples / spec.order.global_batch_size)
+                sums.add(await here.compute(partial(self._compute, minibatch, minibatch == unit.first), cost))
+                step += 1
+            await self._wait_for(self._pushing)
+            assert base is not None
+            fetching = step % spec.fetch_every == 0
+            full, _ = self._sums
+            self._sums.reverse()
+            self._pushing = here.start(self._pushed(unit, full, sums, base, fetching, began, stalled))
+            if fetching:
+                self._fetching = self._pushing
+            lease: Lease = await self._wait_for(ahead)
+            unit = lease.unit
+            if unit is None and not lease.over:
+                await self._wait_for(self._pushing)  # what it has is settled before it waits for more
+                unit = await self._next(spec.push_every)
+        await self._wait_for(self._pushing)
+        await self._ask(0, patient=False)
+
+    async def _up_to_date(self, step: int) -> None:
+        """Fetches when it is time; waits for a fetch that may not be later; takes one that is there."""
+        every = self.spec.fetch_every
+        if step and self._fetching is None and (step % every == 0 or self._refetch):
+            self._fetching = self.here.start(self._fetched())
+        if self._fetching is not None and (self._fetching.done or every == 1 or (step + 1) % every == 0):
+            await self._arrived()
+
+    async def _arrived(self) -> None:
+        await self._wait_for(self._fetching)
+        self._fetching, self._refetch = None, False
+        self._client.take(self._weights)
+        self._base, self._counters = self._coming
+
+    async def _fetched(self) -> None:
+        """Asks for weights, once the push under way is answered."""
+        if self._pushing is not None:
+            await self._pushing
+        found = await self._client.fetch()
+        self._coming = tuple(fetched.version for fetched in found), list(found[0].counters)
+
+    def _compute(self, minibatch: int, first: bool) -> Sums:
+        """One gradient, added to the sums; and the local step."""
+        ours, total = self.spec.layout.parameters_end, self._sums[0]
+        if not first and not len(self._scratch):
+            self._scratch = torch.zeros_like(total)
+        gradient = total if first else self._scratch
+        found = self._gradients.compute(minibatch, self._weights, self._counters, gradient)
+        if not first:
+            total[:ours].add_(gradient[:ours])
+        if rate := self.spec.local_rate(minibatch):
+            self._weights[:ours].add_(gradient[:ours], alpha=-rate)
+        total[ours:].copy_(self._weights[ours:])
+        return found
+
+    async def _pushed(
+        self,
+        unit: Unit,
+        full: torch.Tensor,
+        sums: Sums,
+        base: tuple[Version, ...],
+        fetching: bool,
+        began: float,
+        stalled: float,
+    ) -> None:
+        """Pushes a unit's sums to all shards and notes what they answered."""
+        self._number += 1
+        without = tuple(index for index, got in enumerate(sums.touched) if not got)
+        pushes = [
+            Push(self._sender, self._number, unit, version, without, tuple(sums.counters) if not index else ())
+            for index, version in enumerate(base)
+        ]
+        receipts = await self._client.push(pushes, full, fetching)
+        if fetching:
+            found = [receipt.fetched for receipt in receipts]
+            assert found[0] is not None
+            self._coming = tuple(f.version for f in found if f is not None), list(found[0].counters)
+        self._refetch = any(self._is_new(*pair) for pair in zip(receipts, base, strict=True))
+        receipts = [Receipt(receipt.outcome, receipt.staleness, receipt.version) for receipt in receipts]
+        now = self.here.now()
+        self._settled.append(
+            Settled(
+                unit,
+                tuple(receipts),
+                sums.loss,
+                sums.count,
+                sums.samples,
+                sums.metrics,
+                now - began,
+                self._stalled - stalled,
+            )
+        )
+
+    @staticmethod
+    def _is_new(receipt: Receipt, base: Version) -> bool:
+        """Whether a shard was restarted since its weights were fetched: what it has now is older, and another."""
+        return receipt.version.incarnation != base.incarnation
+
+    async def _next(self, wanted: int) -> Unit | None:
+        """The next unit; None when the run is over, or this replica is to leave."""
+        while True:
+            lease = await self._ask(wanted, patient=True)
+            if lease.unit is not None or lease.over:
+                return lease.unit
+
+    async def _ask(self, wanted: int, patient: bool) -> Lease:
+        """Reports and asks, until there is an answer; the same question, so that nothing is handed out twice."""
+        self._asked += 1
+        settled, self._settled = tuple(self._settled), []
+        ask = Ask(self._sender, self._asked, settled, wanted, patient)
+        began = self.here.now()
+        while True:
+            try:
+                lease: Lease = await self.here.handle(self.spec.coordinator).call("lease", ask)
+                return lease
+            except CallError as error:
+                waited = self.here.now() - began
+                if waited > self.spec.patience:
+                    raise RunError(
+                        f"{self.here.name} gives the coordinator up after {waited:.0f} s", [("last", error.headline)]
+                    ) from error
+            await self.here.sleep(PAUSE_S)
+
+    async def _wait_for(self, task: Task[Any] | None) -> Any:
+        """Awaits a task and counts the time as stalled."""
+        if task is None:
+            return None
+        began = self.here.now()
+        value = await task
+        self._stalled += self.here.now() - began
+        return value

@@ -1,0 +1,141 @@
+"""Drivers of Ray in processes of their own, which a test may signal and kill, and what the machine shows of them."""
+
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PREFACE = """
+import atexit, json, os, signal, sys, time
+from pathlib import Path
+from squall.engine.ray.cluster import joined, local
+from squall.errors import SquallError
+
+def say(**facts):
+    print(json.dumps(facts), flush=True)
+
+def role(ray):
+    @ray.remote(num_cpus=1)
+    class Role:
+        def where(self):
+            import squall
+            return os.getpid(), squall.__file__
+        def say(self):
+            print("a role says this")
+            return os.getpid()
+    return Role.remote()
+"""
+
+
+class Driver:
+    """A script after `PREFACE`, running.
+
+    Attributes:
+        process: in a session and process group of its own, as a terminal starts it.
+        home: its home directory.
+    """
+
+    def __init__(self, script: str, home: Path, *arguments: str, **environment: str) -> None:
+        self.home = home
+        home.mkdir(exist_ok=True)
+        self.errors = home / "stderr"
+        env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        with self.errors.open("ab") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", PREFACE + script, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                bufsize=1,
+                cwd=home,
+                env={**env, "HOME": str(home), **environment},
+                start_new_session=True,
+            )
+
+    def heard(self, timeout_s: float = 60.0) -> dict[str, object]:
+        """The next facts that it says."""
+        assert self.process.stdout is not None
+        assert select.select([self.process.stdout], [], [], timeout_s)[0], self.errors.read_text()
+        line = self.process.stdout.readline()
+        assert line, self.errors.read_text()
+        found: dict[str, object] = json.loads(line)
+        return found
+
+    def tell(self) -> None:
+        """Lets it go on past its next `sys.stdin.readline()`."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def ended(self, timeout_s: float = 30.0) -> tuple[int, str, str]:
+        """Its exit status, and what it wrote since."""
+        assert self.process.stdout is not None
+        status = self.process.wait(timeout_s)
+        return status, self.process.stdout.read(), self.errors.read_text()
+
+
+@contextmanager
+def driver(script: str, home: Path, *arguments: str, **environment: str) -> Iterator[Driver]:
+    """A driver that runs; ended at the end, if it has not."""
+    started = Driver(script, home, *arguments, **environment)
+    with started.process:
+        try:
+            yield started
+        finally:
+            started.process.kill()
+
+
+def until(true: Callable[[], object], timeout_s: float) -> float:
+    """Seconds until something is true; fails after so many."""
+    start = time.monotonic()
+    while not true():
+        assert time.monotonic() - start < timeout_s, f"not within {timeout_s} s"
+        time.sleep(0.02)  # between two looks, until the deadline
+    return time.monotonic() - start
+
+
+def command(pid: int) -> str:
+    """A process's command line; empty when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def variable(pid: int, name: str) -> str:
+    """A variable of the environment that a process was started with."""
+    for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+        key, _, value = entry.partition(b"=")
+        if key.decode() == name:
+            return value.decode()
+    return ""
+
+
+def listening(pids: list[int]) -> list[tuple[int, str]]:
+    """The listening sockets of processes: whose, and the address, as the kernel's tables have them (hexadecimal)."""
+    owners = {}
+    for pid in pids:
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                link = os.readlink(entry)
+            except OSError:
+                continue
+            if link.startswith("socket:["):
+                owners[link[8:-1]] = pid
+    found = []
+    for table, states in (("tcp", ("0A",)), ("tcp6", ("0A",)), ("udp", ("07",)), ("udp6", ("07",))):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            _, local, _, state, *_, inode = line.split()[:10]
+            if inode in owners and state in states:
+                found.append((owners[inode], local.rpartition(":")[0]))
+    return found
+
+
+LOOPBACKS = ("0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000")
+"""127.0.0.1, the same in an IPv6 socket, and ::1, as the kernel's tables on a little-endian machine have them."""
