@@ -31,8 +31,10 @@ layers: $(VENV)/.installed-dev
 tests: $(VENV)/.installed-dev browser
 	$(BIN)/python -m pytest -q
 
-# A hundred kills at random moments, half an hour on two cores; with DATA=DIR also on a slice of CIFAR-10 in it.
+# A thousand fault schedules in simulated time, two minutes; then a hundred kills of real processes at random moments,
+# half an hour on two cores; with DATA=DIR also on a slice of CIFAR-10 in it.
 chaos: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.schedules --seeds 1000
 	$(BIN)/python -m tests.chaos --kills 100 $(if $(DATA),--data $(DATA))
 
 # The report is looked at in a real browser: Debian's, installed here if there is none and we may.

@@ -24,7 +24,7 @@ from squall.run import arithmetic
 from squall.run.spec import RunSpec
 from squall.server.gradients import Gradients
 from squall.server.layout import Layout
-from squall.server.messages import Push
+from squall.server.messages import Fetch, Fetched, Push
 from squall.server.shard import Shard, ShardSpec, first_snapshot
 from squall.server.snapshots import InMemory
 from squall.strategy.downpour import (
@@ -39,6 +39,32 @@ from squall.strategy.downpour import (
 
 EVEN = Costs(minibatch=0.1, spread=0.0, stragglers=0.0, latency=0.0002, bandwidth=1e9, server=5e9)
 CLASSES = 3
+
+
+class SeenShard(Shard):
+    """A shard that notes what it gave out under which version."""
+
+    def __init__(self, spec: ShardSpec, snapshots: InMemory, audit: Any, given: dict[Any, torch.Tensor]) -> None:
+        super().__init__(spec, snapshots, audit)
+        self._given = given
+
+    def _written(self, fetch: Fetch, into: torch.Tensor) -> Fetched:
+        found = super()._written(fetch, into)
+        self._given.setdefault((self.spec.slice.index, found.version), into.clone())
+        return found
+
+
+class SeenReplica(Replica):
+    """A replica that looks whether what it computes with is what a shard gave out, whole and of one version."""
+
+    def __init__(self, spec: ReplicaSpec, make: Callable[[], Gradients], given: dict[Any, torch.Tensor]) -> None:
+        super().__init__(spec, make)
+        self._given = given
+
+    async def _arrived(self) -> None:
+        await super()._arrived()
+        for part, version in zip(self.spec.slices, self._base, strict=True):
+            assert torch.equal(self._weights[part.start : part.stop], self._given[part.index, version])
 
 
 def data(num_samples: int = 48, width: int = 5) -> list[tuple[torch.Tensor, int]]:
@@ -91,6 +117,7 @@ class Job:
     applied: dict[int, list[tuple[Push, torch.Tensor]]] = field(default_factory=lambda: defaultdict(list))
     computed: dict[int, list[torch.Tensor]] = field(default_factory=lambda: defaultdict(list))
     records: list[Record] = field(default_factory=list)
+    given: dict[Any, torch.Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.model = network(self.normalised)
@@ -130,10 +157,10 @@ class Job:
         self.applied[shard].append((push, gradient.clone()))
 
     def program(self, measure: Callable[..., Any] | None = None) -> Program:
-        replica = Plan(partial(Replica, self._replica(), lambda: self._gradients), "replica")
+        replica = Plan(partial(SeenReplica, self._replica(), lambda: self._gradients, self.given), "replica")
         roles = {
             f"shard-{spec.slice.index}": Plan(
-                partial(Shard, spec, self.snapshots, partial(self._audit, spec.slice.index)), "shard"
+                partial(SeenShard, spec, self.snapshots, partial(self._audit, spec.slice.index), self.given), "shard"
             )
             for spec in self.shard_specs
         }

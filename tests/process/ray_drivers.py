@@ -44,6 +44,7 @@ class Driver:
         self.home = home
         home.mkdir(exist_ok=True)
         self.errors = home / "stderr"
+        self._said = b""
         env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         with self.errors.open("ab") as errors:
             self.process = subprocess.Popen(
@@ -51,8 +52,7 @@ class Driver:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                text=True,
-                bufsize=1,
+                bufsize=0,
                 cwd=home,
                 env={**env, "HOME": str(home), **environment},
                 start_new_session=True,
@@ -60,24 +60,28 @@ class Driver:
 
     def heard(self, timeout_s: float = 60.0) -> dict[str, object]:
         """The next facts that it says."""
-        assert self.process.stdout is not None
-        assert select.select([self.process.stdout], [], [], timeout_s)[0], self.errors.read_text()
-        line = self.process.stdout.readline()
-        assert line, self.errors.read_text()
+        end = time.monotonic() + timeout_s
+        while b"\n" not in self._said:
+            assert self.process.stdout is not None
+            patience = max(end - time.monotonic(), 0.0)
+            assert select.select([self.process.stdout], [], [], patience)[0], self.errors.read_text()
+            more = os.read(self.process.stdout.fileno(), 1 << 16)
+            assert more, self.errors.read_text()
+            self._said += more
+        line, _, self._said = self._said.partition(b"\n")
         found: dict[str, object] = json.loads(line)
         return found
 
     def tell(self) -> None:
         """Lets it go on past its next `sys.stdin.readline()`."""
         assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
+        self.process.stdin.write(b"\n")
 
     def ended(self, timeout_s: float = 30.0) -> tuple[int, str, str]:
         """Its exit status, and what it wrote since."""
         assert self.process.stdout is not None
         status = self.process.wait(timeout_s)
-        return status, self.process.stdout.read(), self.errors.read_text()
+        return status, (self._said + self.process.stdout.read()).decode(), self.errors.read_text()
 
 
 @contextmanager

@@ -182,11 +182,20 @@ def test_the_rate_line_says_where_the_rate_comes_from(changes: list[str], line: 
             ["global_batch_size=100"],
             "100 = 7 virtual workers x 14 or 15; 15 steps an epoch (the last: 37 images), 450",
         ),
+        (
+            ["strategy=downpour", "downpour.replicas=4", "nesterov=false"],
+            "16 of one replica, each an update of its own; 90 steps an epoch (the last: 13 images), 2,700",
+        ),
     ],
 )
 def test_the_minibatch_line_says_what_becomes_of_the_rest(changes: list[str], line: str) -> None:
     recipe = override(read("digits"), changes)
     assert header.minibatch(recipe, order_of(recipe, 1437), "images") == f"{line} in all"
+
+
+def test_the_rate_line_of_replicas_speaks_of_ones_minibatch() -> None:
+    recipe = override(read("digits"), ["strategy=downpour", "downpour.replicas=4", "nesterov=false"])
+    assert header.rate(recipe).startswith("0.0125 = 0.1 at 128, linear: 0.1 x 16 / 128; ")
 
 
 def test_the_first_line_names_everything_that_changes_the_arithmetic() -> None:

@@ -23,7 +23,7 @@ def of(target, *assignments, samples=60_000, facts=ACOUSTIC):
 
 
 def rows(explanation):
-    return {label: lines for label, lines in explanation.rows}
+    return dict(explanation.rows)
 
 
 def replayed(replicas, fetch_every, push_every, seed):

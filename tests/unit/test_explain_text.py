@@ -49,8 +49,8 @@ def warnings(target, *assignments, samples=IMAGENET, facts=RESNET50):
          RESNET8, 60_000, 3),
         ("explain-fashion-acoustic.txt", "fashion-acoustic", [], ACOUSTIC, 60_000, 8),
         ("explain-downpour.txt", "digits-downpour",
-         ["downpour.replicas=20", "downpour.shards=7", "downpour.fetch_every=2", "downpour.push_every=4", "momentum=0.5",
-          "downpour.max_staleness=9"],
+         ["downpour.replicas=20", "downpour.shards=7", "downpour.fetch_every=2", "downpour.push_every=4",
+          "downpour.max_staleness=9", "momentum=0.5"],
          RESNET8, 1437, 8),
     ],
 )  # fmt: skip

@@ -74,11 +74,11 @@ def test_defaults_are_those_of_the_papers_experiments():
 def test_a_replicas_own_rate_follows_the_rule_and_is_shown(rule, written):
     recipe = Recipe(**{**GOOD, "optimizer": rule})
     assert recipe.downpour.local_lr == written
-    assert recipe.downpour.local_rate(0.3) == (0.3 if rule == "sgd" else 0.0)
+    assert recipe.downpour.own_rate == (None if rule == "sgd" else 0.0)
     assert tomllib.loads(to_toml(recipe))["downpour"]["local_lr"] == written
     changed = override(recipe, ["optimizer=sgd", "lr.scaling=none"])  # nobody wrote it: it follows
     assert changed.downpour.local_lr == "rate"
-    assert override(recipe, ["downpour.local_lr=0.05", "optimizer=sgd"]).downpour.local_rate(0.3) == 0.05
+    assert override(recipe, ["downpour.local_lr=0.05", "optimizer=sgd"]).downpour.own_rate == 0.05
 
 
 @pytest.mark.parametrize(
