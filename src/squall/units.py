@@ -1,11 +1,13 @@
 """Durations, counts and sizes with their units, read and printed in one place.
 
-A recipe says ``"1ep"``, ``"500step"`` or ``"10min"``; the code below it counts steps or seconds.
+A recipe says ``"1ep"``, ``"500step"``, ``"120ms"`` or ``"10Gbit"``; the code below it counts steps, seconds or bytes a
+second.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +26,11 @@ _UNITS: dict[str, tuple[Unit, float]] = {
     "h": ("second", 3600),
 }
 
+_MEASURE = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([a-zA-Z]+)\s*")
+_SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0}
+_BYTES = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
+_BYTES |= {"kbit": 1e3 / 8, "Mbit": 1e6 / 8, "Gbit": 1e9 / 8, "Tbit": 1e12 / 8}
+
 
 @dataclass(frozen=True)
 class Duration:
@@ -40,6 +47,24 @@ class Duration:
             raise ValueError(f'{text!r} is no duration. Write epochs, steps or time: "1ep", "500step", "10min"')
         unit, factor = _UNITS[match[2]]
         return Duration(float(match[1]) * factor, unit)
+
+
+def to_seconds(text: str) -> float:
+    """Seconds of a time: ``"120ms"``, ``"0.2ms"``, ``"40s"``, ``"10min"``; raises ValueError with the valid forms."""
+    return _measure(text, _SECONDS, 'is no time. Write a number and its unit: "120ms", "40s", "10min"')
+
+
+def to_bytes_per_second(text: str) -> float:
+    """Bytes a second of a rate: ``"10Gbit"``, ``"1.25GB"``; raises ValueError with the valid forms."""
+    rule = 'is no rate of bytes. Write bits or bytes a second: "10Gbit", "1.25GB", "500MB"'
+    return _measure(text, _BYTES, rule)
+
+
+def _measure(text: str, units: Mapping[str, float], rule: str) -> float:
+    match = _MEASURE.fullmatch(text)
+    if not match or match[2] not in units:
+        raise ValueError(f"{text!r} {rule}")
+    return float(match[1]) * units[match[2]]
 
 
 def duration(seconds: float) -> str:

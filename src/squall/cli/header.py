@@ -98,12 +98,15 @@ def _start(recipe: Recipe) -> str:
 
 
 def minibatch(recipe: Recipe, order: Order, unit: str) -> str:
-    """ "128 = 8 virtual workers x 16; 12 steps an epoch (the last: 29 images), 360 in all"."""
-    sizes = worker_sizes(recipe.global_batch_size, recipe.worker_batch_size)
+    """ "128 = 8 virtual workers x 16; 12 steps an epoch (the last: 29 images), 360 in all"; with replicas
+    "32 of one replica, each an update of its own; 1,875 steps an epoch, 18,750 in all"."""
+    sizes = worker_sizes(recipe.update_size, recipe.worker_batch_size)
     each = str(sizes[0]) if sizes[0] == sizes[-1] else f"{sizes[-1]} or {sizes[0]}"
-    workers = f"{count(len(sizes))} virtual worker{'' if len(sizes) == 1 else 's'} x {each}"
+    whose = f"= {count(len(sizes))} virtual worker{'' if len(sizes) == 1 else 's'} x {each}"
+    if recipe.global_batch_size is None:
+        whose = "of one replica, each an update of its own"
     steps = order.steps_per_epoch
-    text = f"{count(recipe.global_batch_size)} = {workers}; {count(steps)} step{'' if steps == 1 else 's'} an epoch"
+    text = f"{count(recipe.update_size)} {whose}; {count(steps)} step{'' if steps == 1 else 's'} an epoch"
     rest = order.num_samples % order.global_batch_size
     if rest:
         fate = {"short": f"the last: {count(rest)} {unit}", "drop": f"{count(rest)} {unit} left out"}
@@ -113,7 +116,7 @@ def minibatch(recipe: Recipe, order: Order, unit: str) -> str:
 
 def rate(recipe: Recipe) -> str:
     """ "0.1 = 0.1 at 128, no scaling needed; no warm-up; cosine to 0 over 30 epochs"."""
-    lr, total = recipe.lr, recipe.global_batch_size
+    lr, total = recipe.lr, recipe.update_size
     value = lr.rate()
     size = lr.base_batch_size or total
     if value.scaling == "none":

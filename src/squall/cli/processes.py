@@ -111,7 +111,7 @@ def check_passes(processes: int, recipe: Recipe, num_passes: int) -> None:
         return
     workers, fuse = recipe.virtual_workers, recipe.compute.fuse
     plural = "" if workers == 1 else "s"
-    cut = f"{recipe.global_batch_size} = {workers} virtual worker{plural} x {recipe.worker_batch_size}"
+    cut = f"{recipe.update_size} = {workers} virtual worker{plural} x {recipe.worker_batch_size}"
     smaller = (
         "a smaller compute.fuse" if fuse > 1 else "a smaller worker_batch_size (it changes what normalisation sees)"
     )

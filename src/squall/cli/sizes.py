@@ -54,7 +54,7 @@ def order_of(recipe: Recipe, num_samples: int) -> Order:
     """The order of a recipe on so many training samples."""
     return Order(
         num_samples=num_samples,
-        global_batch_size=recipe.global_batch_size,
+        global_batch_size=recipe.update_size,
         worker_batch_size=recipe.worker_batch_size,
         epochs=recipe.epochs,
         seed=recipe.seed,
@@ -65,7 +65,7 @@ def order_of(recipe: Recipe, num_samples: int) -> Order:
 
 def num_passes(recipe: Recipe, num_samples: int | None) -> int:
     """Passes of a full step: the most processes that can share it."""
-    full = recipe.global_batch_size
+    full = recipe.update_size
     return order_of(recipe, full if num_samples is None else max(num_samples, 1)).step(0).num_passes
 
 

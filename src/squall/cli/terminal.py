@@ -77,9 +77,7 @@ class Terminal:
                 self._bar.step(record, self._started)
             case EpochEnded() if not self._quiet:
                 if self._table is None:
-                    self._table = Table(
-                        record, self._recipe.lr.rate().peak(self._recipe.global_batch_size), self._about.unit
-                    )
+                    self._table = Table(record, self._recipe.lr.rate().peak(self._recipe.update_size), self._about.unit)
                     self._print(self._table.head)
                 self._print(self._table.row(record))
             case Noted():

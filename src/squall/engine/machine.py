@@ -57,6 +57,36 @@ def memory(cgroup: Path = _CGROUP, meminfo: Path = Path("/proc/meminfo")) -> int
     return total
 
 
+def free_memory(cgroup: Path = _CGROUP, proc: Path = Path("/proc")) -> int:
+    """Bytes that this process can still take without another being killed for it, as far as the kernel can say.
+
+    The machine's, cut to what is left to its control group and to each group above it; what caches of files hold there
+    counts as free.
+    """
+    known = dict(line.split(":", 1) for line in _lines(proc / "meminfo") if ":" in line)
+    left = [int(known["MemAvailable"].split()[0]) * 1024]
+    for line in _lines(proc / "self/cgroup"):
+        number, controllers, path = line.split(":", 2)
+        if number == "0":
+            names, top = ("memory.max", "memory.current", "inactive_file"), cgroup
+        elif "memory" in controllers.split(","):
+            names, top = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"), cgroup / "memory"
+        else:
+            continue
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        left += [_left(top.joinpath(*parts[:depth]), *names) for depth in range(len(parts) + 1)]
+    return min(left)
+
+
+def _left(group: Path, limit: str, usage: str, cached: str) -> int:
+    """What one control group's bound leaves; without a bound, more than any machine has."""
+    bound, used = _words(group / limit), _words(group / usage)
+    if not (bound and used and bound[0].isdigit()):
+        return 1 << 63
+    statistics = dict(line.split() for line in _lines(group / "memory.stat"))
+    return max(int(bound[0]) - int(used[0]) + int(statistics.get(cached, 0)), 0)
+
+
 def memory_kills(cgroup: Path = _CGROUP, proc: Path = Path("/proc")) -> tuple[int | None, int | None]:
     """How many processes the kernel has killed so far for want of memory: in this job's control group, on the machine.
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from squall.data.order import Order
 from squall.errors import InputError
-from squall.explain import rows
+from squall.explain import downpour, sync
 from squall.explain.facts import ModelFacts
 from squall.explain.published import known_results
-from squall.explain.traffic import Traffic, traffic
-from squall.optim.lr import Segment
-from squall.recipe import Recipe
+from squall.recipe import ModelSpec, Recipe
 from squall.units import count
 
 FEW_STEPS = 500
@@ -23,8 +21,7 @@ FEW_STEPS = 500
 _BARE_JUMP = 2.0
 """A rate scaled by more than this without a warm-up is worth a warning (Goyal et al. 2017, section 2.2)."""
 
-# Ends of lines that name what `squall` offers beyond this text.
-MEASURE = ""
+# What the last line names beyond this text.
 PLAN = "try: squall train {name}"
 
 _SETS = {"imagenet": "ImageNet-1k", "cifar10": "CIFAR-10", "fashion-mnist": "Fashion-MNIST", "mnist": "MNIST"}
@@ -82,7 +79,7 @@ def explain(recipe: Recipe, facts: ModelFacts, num_samples: int, processes: int 
     """
     order = Order(
         num_samples=num_samples,
-        global_batch_size=recipe.global_batch_size,
+        global_batch_size=recipe.update_size,
         worker_batch_size=recipe.worker_batch_size,
         epochs=recipe.epochs,
         seed=recipe.seed,
@@ -93,32 +90,24 @@ def explain(recipe: Recipe, facts: ModelFacts, num_samples: int, processes: int 
         raise InputError(
             "not one step",
             [
-                ("found", f"{num_samples} training samples, global_batch_size={recipe.global_batch_size}"),
-                ("to do", "a smaller global_batch_size, or last_batch=short"),
+                ("found", f"{num_samples} training samples, {_size_field(recipe)}={recipe.update_size}"),
+                ("to do", f"a smaller {_size_field(recipe)}, or last_batch=short"),
             ],
         )
-    num_passes = order.step(0).num_passes
-    processes = max(1, min(processes, num_passes))
-    exact = recipe.compute.reduction == "exact"
-    moved = traffic(num_passes, processes, exact=exact)
-    last = traffic(order.step(order.num_steps - 1).num_passes, processes, exact=exact)
     segments = recipe.lr.rate().describe(order)
-    topics = {
-        "minibatch": rows.minibatch(recipe, facts),
-        "epoch": rows.epoch(recipe, order),
-        "rate": rows.rate(recipe, segments),
-        "decay": rows.decay(recipe, facts),
-        "network": rows.network(facts, processes, moved),
-        "memory": rows.memory(recipe, facts, moved, last, MEASURE),
-        "checkpoint": rows.checkpoint(recipe, facts),
-        "hosting": rows.hosting(recipe),
-    }
+    if recipe.strategy == "downpour":
+        topics = downpour.topics(recipe, facts, order, segments)
+        numbers = downpour.numbers(recipe, facts, order, segments)
+        own_notes, own_warnings = [*downpour.notes(recipe, facts)], [*downpour.warnings(recipe, order)]
+    else:
+        topics, numbers = sync.topics_and_numbers(recipe, facts, order, segments, processes)
+        own_notes, own_warnings = [], []
     return Explanation(
         title=_title(recipe),
         rows=tuple((label, tuple(lines)) for label, lines in topics.items()),
-        notes=tuple(_notes(recipe, order)),
-        warnings=tuple(_warnings(recipe, order)),
-        numbers=_numbers(recipe, facts, order, segments, (moved, last), processes),
+        notes=(*_notes(recipe, order), *own_notes),
+        warnings=(*_warnings(recipe, order), *own_warnings),
+        numbers=numbers,
         last_line=PLAN.format(name=recipe.name, workers=recipe.virtual_workers),
     )
 
@@ -127,25 +116,32 @@ def _title(recipe: Recipe) -> str:
     epochs = f"{recipe.epochs} epoch{'' if recipe.epochs == 1 else 's'}"
     if recipe.model is None or recipe.data is None:
         return f"{recipe.name}: {epochs}"
-    found = re.fullmatch(r"resnet(\d+)", recipe.model.name)
-    model = (
-        f"ResNet-{found[1]}"
-        if found
-        else recipe.model.name.upper()
-        if recipe.model.name == "mlp"
-        else recipe.model.name
-    )
-    width = recipe.model.arguments.get("width")
-    model += f" of width {width}" if width is not None else ""
+    model = _network(recipe.model)
     data = recipe.data.root or recipe.data.name
     published = known_results(recipe)
-    source = f" ({published.source})" if published and published.note(recipe.global_batch_size) else ""
+    source = f" ({published.source})" if published and published.note(recipe.update_size) else ""
     return f"{recipe.name}: {model} on {_SETS.get(data, data)}, {epochs}{source}"
+
+
+def _network(spec: ModelSpec) -> str:
+    arguments = spec.arguments
+    name = "MLP" if spec.name == "mlp" else re.sub(r"^resnet(\d+)$", r"ResNet-\1", spec.name)
+    if "width" in arguments:
+        return f"{name} of width {arguments['width']}"
+    hidden = arguments.get("hidden")
+    if spec.name == "acoustic" and isinstance(hidden, list | tuple) and len(set(hidden)) == 1:
+        return f"acoustic network of {len(hidden)} x {hidden[0]} sigmoid units"
+    return name
+
+
+def _size_field(recipe: Recipe) -> str:
+    """The field that says how many samples an update has."""
+    return "worker_batch_size" if recipe.global_batch_size is None else "global_batch_size"
 
 
 def _notes(recipe: Recipe, order: Order) -> Iterator[str]:
     published = known_results(recipe)
-    if published and (note := published.note(recipe.global_batch_size)):
+    if published and (note := published.note(recipe.update_size)):
         yield note
     rest = order.num_samples % order.global_batch_size
     total = count(order.global_batch_size)
@@ -155,13 +151,13 @@ def _notes(recipe: Recipe, order: Order) -> Iterator[str]:
     elif rest and recipe.last_batch == "drop":
         yield f"{count(rest)} images are left out of each epoch, others each time. last_batch=short|carry uses them."
     lr = recipe.lr
-    if lr.warmup != "none" and lr.warmup_epochs and not lr.rate().warmup_length(recipe.global_batch_size):
+    if lr.warmup != "none" and lr.warmup_epochs and not lr.rate().warmup_length(recipe.update_size):
         start = lr.rate().warmup_start()
         yield f"no warm-up: it would start from {start:g}, and the peak is not above that. warmup_from=0 starts lower."
 
 
 def _warnings(recipe: Recipe, order: Order) -> Iterator[str]:
-    lr, total = recipe.lr, recipe.global_batch_size
+    lr, total = recipe.lr, recipe.update_size
     size = lr.base_batch_size or total
     if lr.scaling == "none" and size != total:
         linear = lr.base * total / size
@@ -183,39 +179,5 @@ def _warnings(recipe: Recipe, order: Order) -> Iterator[str]:
     if order.num_steps < FEW_STEPS:
         yield (
             f"{count(order.num_steps)} step{'' if order.num_steps == 1 else 's'} in all, fewer than about {FEW_STEPS}: "
-            "more epochs or a smaller global_batch_size may be worth trying."
+            f"more epochs or a smaller {_size_field(recipe)} may be worth trying."
         )
-
-
-def _numbers(
-    recipe: Recipe,
-    facts: ModelFacts,
-    order: Order,
-    segments: tuple[Segment, ...],
-    steps: tuple[Traffic, Traffic],
-    processes: int,
-) -> dict[str, Any]:
-    moved, last = steps
-    sums = max(moved.partial_sums, last.partial_sums) + max(moved.staging, last.staging)
-    gradient = facts.num_trainable * rows.FLOAT_BYTES
-    return {
-        "name": recipe.name,
-        "global_batch_size": recipe.global_batch_size,
-        "worker_batch_size": recipe.worker_batch_size,
-        "virtual_workers": recipe.virtual_workers,
-        "num_samples": order.num_samples,
-        "steps_per_epoch": order.steps_per_epoch,
-        "num_steps": order.num_steps,
-        "peak_lr": recipe.lr.rate().peak(recipe.global_batch_size),
-        "rate": [asdict(segment) for segment in segments],
-        "model": asdict(facts),
-        "processes": processes,
-        "gradient_bytes": gradient,
-        "sent_bytes": round(moved.sent * gradient),
-        "received_bytes": round(moved.received * gradient),
-        "state_bytes": facts.num_parameters * rows.FLOAT_BYTES + gradient * (1 + rows.num_states(recipe)),
-        "last_step_sent_bytes": round(last.sent * gradient),
-        "checkpoint_bytes": rows.checkpoint_bytes(recipe, facts),
-        "reduction_bytes": round(sums * gradient),
-        "max_processes": order.step(0).num_passes,
-    }

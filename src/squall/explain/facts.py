@@ -26,6 +26,8 @@ class ModelFacts:
         decayed: tensors under weight decay by kind: "convolution", "linear weight", "linear bias", ...
         undecayed: trainable tensors without it, by kind: "normalisation", ...
         batch_norms: layers that normalise over the samples of a virtual worker.
+        vector: elements of the flat vector that parameter servers own: trainable parameters and floating-point buffers,
+            each padded; 0 where nobody counted.
     """
 
     num_parameters: int
@@ -33,6 +35,7 @@ class ModelFacts:
     decayed: Mapping[str, int] = field(default_factory=dict)
     undecayed: Mapping[str, int] = field(default_factory=dict)
     batch_norms: int = 0
+    vector: int = 0
 
 
 def model_facts(model: nn.Module, optimizer: OptimizerSpec) -> ModelFacts:
@@ -45,9 +48,10 @@ def model_facts(model: nn.Module, optimizer: OptimizerSpec) -> ModelFacts:
     Raises:
         InputError: a pattern of the optimizer's groups matches no parameter.
     """
-    from torch import nn
+    from torch import Tensor, nn
 
     from squall.optim.groups import named, parameter_groups
+    from squall.reduce.flat import aligned
 
     groups = parameter_groups(
         model,
@@ -63,12 +67,17 @@ def model_facts(model: nn.Module, optimizer: OptimizerSpec) -> ModelFacts:
         for parameter in group["params"]:
             kind = "normalisation" if id(parameter) in norms else _kind(owner[id(parameter)], parameter.ndim)
             tally[kind] = tally.get(kind, 0) + 1
+    travelling = [
+        *(p for p in model.parameters() if p.requires_grad),
+        *filter(Tensor.is_floating_point, model.buffers()),
+    ]
     return ModelFacts(
         num_parameters=sum(p.numel() for p in model.parameters()),
         num_trainable=sum(p.numel() for group in groups for p in group["params"]),
         decayed=tallies[0],
         undecayed=tallies[1],
         batch_norms=sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()),
+        vector=sum(aligned(tensor.numel()) for tensor in travelling),
     )
 
 

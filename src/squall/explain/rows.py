@@ -25,9 +25,9 @@ _STEP_WIDTH = 6
 
 def minibatch(recipe: Recipe, facts: ModelFacts) -> list[str]:
     """k x n = kn, and what is divided by what."""
-    total = recipe.global_batch_size
+    total = recipe.update_size
     sizes = worker_sizes(total, recipe.worker_batch_size)
-    product = f"{count(len(sizes))} virtual worker{_s(len(sizes))} x {_between(sizes)} images = {count(total)}"
+    product = f"{count(len(sizes))} virtual worker{ending(len(sizes))} x {_between(sizes)} images = {count(total)}"
     mean = f"loss = sum over {count(total)} / {count(total)}"
     if recipe.loss_over == "worker":
         mean = f"loss = mean over {count(len(sizes))} workers, by their samples"
@@ -38,20 +38,22 @@ def minibatch(recipe: Recipe, facts: ModelFacts) -> list[str]:
 def epoch(recipe: Recipe, order: Order) -> list[str]:
     """Steps of an epoch and of the run."""
     full, rest = divmod(order.num_samples, order.global_batch_size)
-    line = f"{count(order.num_samples)} images = {count(full)} step{_s(full)} of {count(order.global_batch_size)}"
+    line = f"{count(order.num_samples)} images = {count(full)} step{ending(full)} of {count(order.global_batch_size)}"
     if rest and recipe.last_batch == "short":
         sizes = worker_sizes(rest, order.worker_batch_size)
-        line += f" + one of {count(rest)} ({len(sizes)} worker{_s(len(sizes))} of {_between(sizes)})"
+        line += f" + one of {count(rest)}"
+        if recipe.global_batch_size is not None:
+            line += f" ({len(sizes)} worker{ending(len(sizes))} of {_between(sizes)})"
     elif rest and recipe.last_batch == "drop":
         line += f"; {count(rest)} others left out"
     elif rest:
         line += f"; {count(rest)} carried into the next"
-    return [f"{line}; {count(order.num_steps)} step{_s(order.num_steps)} in all"]
+    return [f"{line}; {count(order.num_steps)} step{ending(order.num_steps)} in all"]
 
 
 def rate(recipe: Recipe, segments: tuple[Segment, ...]) -> list[str]:
     """The scaling and the course of the rate."""
-    lr, total = recipe.lr, recipe.global_batch_size
+    lr, total = recipe.lr, recipe.update_size
     peak, size = lr.rate().peak(total), lr.base_batch_size
     if lr.scaling == "none":
         head = f"{_rate(lr.base)}, not scaled with the minibatch"
@@ -74,19 +76,21 @@ def rate(recipe: Recipe, segments: tuple[Segment, ...]) -> list[str]:
     return lines
 
 
-def decay(recipe: Recipe, facts: ModelFacts) -> list[str]:
+def decay(recipe: Recipe, facts: ModelFacts, when: str = "after the reduction") -> list[str]:
     """Which tensors are decayed, and when."""
     amount = recipe.optimizer.weight_decay
     if not facts.decayed:
         return ["none"]
-    text = f"{_decay(amount)} on {_total(facts.decayed)} tensor{_s(_total(facts.decayed))} ({_kinds(facts.decayed)})"
+    text = (
+        f"{_decay(amount)} on {_total(facts.decayed)} tensor{ending(_total(facts.decayed))} ({_kinds(facts.decayed)})"
+    )
     if any(group.get("weight_decay") not in (None, amount) for group in recipe.optimizer.groups):
         text = text.replace(" on ", " (groups: their own) on ", 1)
     if facts.undecayed:
         only = list(facts.undecayed) == ["normalisation"]
         without = "of normalisation" if only else f"({_kinds(facts.undecayed)})"
         text += f"; none on {_total(facts.undecayed)} {without}"
-    return [f"{text}; added after the reduction"]
+    return [f"{text}; added {when}"]
 
 
 def network(facts: ModelFacts, processes: int, moved: Traffic) -> list[str]:
@@ -102,27 +106,27 @@ def network(facts: ModelFacts, processes: int, moved: Traffic) -> list[str]:
     return [f"{text}; each of {processes} processes sends and receives {'' if moved.even else 'at most '}{most}"]
 
 
-def memory(recipe: Recipe, facts: ModelFacts, moved: Traffic, last: Traffic, measure: str) -> list[str]:
+def memory(recipe: Recipe, facts: ModelFacts, moved: Traffic, last: Traffic) -> list[str]:
     """Bytes held by a process beside its activations; `last` is the run's last, perhaps smaller step."""
     gradient, states = facts.num_trainable * FLOAT_BYTES, num_states(recipe)
-    words = ["weights", "gradient", *_state_words(recipe)]
+    words = ["weights", "gradient", *state_words(recipe)]
     held = facts.num_parameters * FLOAT_BYTES + gradient * (1 + states)
-    text = f"{' + '.join(words)} {_rough(held)} a process"
+    text = f"{' + '.join(words)} {rough(held)} a process"
     if recipe.compute.reduction == "exact":
         number, staging = max(moved.partial_sums, last.partial_sums), max(moved.staging, last.staging)
-        extra = [f"{number} partial sum{_s(number)}"] if number else []
+        extra = [f"{number} partial sum{ending(number)}"] if number else []
         extra += [f"{staging:.3g} received"] if staging else []
         when = " in an epoch's last step" if staging > moved.staging else ""
-        more = f"+ {' + '.join(extra)}{when} = {_rough((number + staging) * gradient)}"
+        more = f"+ {' + '.join(extra)}{when} = {rough((number + staging) * gradient)}"
         text += f"; exact: {more if extra else 'nothing more'}"
-    return [f"{text}; {measure}" if measure else text]
+    return [text]
 
 
 def checkpoint(recipe: Recipe, facts: ModelFacts) -> list[str]:
     """When the state is saved, how large it is on disk and while it is written."""
     spec = recipe.checkpoint
     size = megabytes(checkpoint_bytes(recipe, facts))
-    words = " + ".join(["weights", *_state_words(recipe)])
+    words = " + ".join(["weights", *state_words(recipe)])
     when = "when the run is asked to stop" if spec.every == NEVER else f"every {spec.every}"
     kept = f"{spec.keep} kept" + (f", and the best by {spec.keep_best}" if spec.keep_best else "")
     return [f"{when}, {kept}: {words} {size} each on disk; once as much in memory, over all processes"]
@@ -135,10 +139,11 @@ def checkpoint_bytes(recipe: Recipe, facts: ModelFacts) -> int:
 
 def num_states(recipe: Recipe) -> int:
     """Vectors that the optimizer and the average of weights keep beside the weights."""
-    return sum(2 if word == "two moments" else 1 for word in _state_words(recipe))
+    return sum(2 if word == "two moments" else 1 for word in state_words(recipe))
 
 
-def _state_words(recipe: Recipe) -> list[str]:
+def state_words(recipe: Recipe) -> list[str]:
+    """What the optimizer and the average of weights keep beside the weights, in words."""
     name, words = recipe.optimizer.name, []
     if name in _TWO_MOMENTS:
         words.append("two moments")
@@ -197,7 +202,8 @@ def _between(sizes: tuple[int, ...]) -> str:
     return count(low) if low == high else f"{count(low)} or {count(high)}"
 
 
-def _s(number: int) -> str:
+def ending(number: int) -> str:
+    """The s of a plural."""
     return "" if number == 1 else "s"
 
 
@@ -211,7 +217,7 @@ def _kinds(kinds: Mapping[str, int]) -> str:
     parts = []
     if left.get("convolution"):
         number = left.pop("convolution")
-        parts.append(f"{number} convolution{_s(number)}")
+        parts.append(f"{number} convolution{ending(number)}")
     if left.get("linear weight") == 1 and left.get("linear bias", 1) == 1:
         bias = left.pop("linear bias", None)
         del left["linear weight"]
@@ -222,6 +228,6 @@ def _kinds(kinds: Mapping[str, int]) -> str:
     return ", ".join(parts)
 
 
-def _rough(num_bytes: float) -> str:
+def rough(num_bytes: float) -> str:
     """Megabytes without digits that nobody needs: 307 MB, 1.2 MB, 3.4 GB."""
     return f"{num_bytes / 1e6:.0f} MB" if 10e6 <= num_bytes < 1e9 else megabytes(num_bytes)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # name -> "module:factory", the arguments that the name fixes
 _FACTORIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "acoustic": ("squall.model.acoustic:acoustic", {}),
     "mlp": ("squall.model.mlp:mlp", {}),
     **{f"resnet{depth}": ("squall.model.resnet:cifar", {"depth": depth}) for depth in (8, 20, 32, 44, 56, 110)},
     **{f"resnet{depth}": ("squall.model.resnet:imagenet", {"depth": depth}) for depth in (18, 34, 50, 101, 152)},

@@ -35,7 +35,8 @@ _KINDS = {
     "string_type": "a word or text in quotes",
 }
 _KINDS |= {"tuple": "a list", "dict": "a table", "model": "a table", "finite": "a finite number"}
-_WORKERS = ("worker", "workers", "num_workers", "processes", "num_processes", "gpus", "replicas")
+_RATES = {("lr", "warmup_from"): "base", ("downpour", "local_lr"): "rate"}  # or a word that means one
+_WORKERS = ("worker", "workers", "num_workers", "processes", "num_processes", "gpus")
 
 
 def rows_of(error: ValidationError, values: Mapping[str, Any], recipe_class: type[BaseModel]) -> Iterator[Row]:
@@ -72,13 +73,17 @@ def _missing(label: str) -> Row:
         return "lr", "missing: there is no default rate. Write lr=0.1, or lr.base with lr.base_batch_size"
     if label == "epochs":
         return "epochs", "missing: how many passes over the training set, for example epochs=90"
+    if label == "downpour.replicas":
+        return label, "missing: how many copies of the model compute gradients, for example downpour.replicas=4"
     return label, "missing"
 
 
 def _rule(kind: str, item: Mapping[str, Any]) -> str:
     context = item.get("ctx", {})
-    if item["loc"][:2] == ("lr", "warmup_from"):
-        return 'must be a rate of at least 0, or "base"'
+    if item["loc"][:2] in _RATES:
+        return f'must be a rate of at least 0, or "{_RATES[item["loc"][:2]]}"'
+    if kind == "value_error":
+        return str(context["error"])
     if kind in _LIMITS:
         key, word = _LIMITS[kind]
         return f"must be {word} {context[key]:g}"
@@ -124,11 +129,13 @@ def _near(label: str, recipe_class: type[BaseModel]) -> list[str]:
 
 def field_names(recipe_class: type[BaseModel]) -> list[str]:
     """Every field by its full name: epochs, lr.base, ..."""
-    names: list[str] = ["virtual_workers"]
-    for field in recipe_class.model_fields:
-        spec = table_of(recipe_class, field)
-        names += [field] if spec is None else [f"{field}.{leaf}" for leaf in spec.model_fields]
-    return names
+    return ["virtual_workers", *_fields_of(recipe_class)]
+
+
+def _fields_of(table: type[BaseModel]) -> Iterator[str]:
+    for field in table.model_fields:
+        inner = table_of(table, field)
+        yield from [field] if inner is None else (f"{field}.{leaf}" for leaf in _fields_of(inner))
 
 
 def _with_value(name: str, values: Mapping[str, Any]) -> str:

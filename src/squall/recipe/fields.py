@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import types
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
@@ -31,24 +33,25 @@ def fields_table(recipe: Recipe | None = None) -> list[FieldRow]:
     Arguments:
         recipe: where given, `value` holds its values; else it is empty.
     """
-    rows: list[FieldRow] = []
-    for name, info in Recipe.model_fields.items():
-        spec = table_of(Recipe, name)
-        at = getattr(recipe, name, None)
-        if spec is None:
-            rows.append(_row(name, info, at, recipe is not None))
-            if name == "worker_batch_size":
-                rows.append(_virtual_workers(recipe))
-            continue
-        for field, inner in spec.model_fields.items():
-            rows.append(_row(f"{name}.{field}", inner, getattr(at, field, None), recipe is not None))
-        for argument, value in (getattr(at, "model_extra", None) or {}).items():
-            rows.append(FieldRow(f"{name}.{argument}", "any", "", shown(value), "argument of the network's factory"))
-    return rows
+    return list(_rows(Recipe, "", recipe, recipe))
+
+
+def _rows(table: type[BaseModel], prefix: str, at: BaseModel | None, recipe: Recipe | None) -> Iterator[FieldRow]:
+    """The fields of a table, and of the tables in it."""
+    for name, info in table.model_fields.items():
+        inner, value = table_of(table, name), getattr(at, name, None)
+        if inner is None:
+            yield _row(f"{prefix}{name}", info, value, recipe is not None)
+        else:
+            yield from _rows(inner, f"{prefix}{name}.", value, recipe)
+        if name == "worker_batch_size":
+            yield _virtual_workers(recipe)
+    for argument, value in (at.model_extra or {} if at is not None else {}).items():
+        yield FieldRow(f"{prefix}{argument}", "any", "", shown(value), "argument of the network's factory")
 
 
 def _virtual_workers(recipe: Recipe | None) -> FieldRow:
-    value = str(recipe.virtual_workers) if recipe else ""
+    value = "" if recipe is None else str(recipe.virtual_workers) if recipe.global_batch_size else "-"
     meaning = "virtual workers of a minibatch (k); of global_batch_size, worker_batch_size and this give any two"
     return FieldRow("virtual_workers", "whole number", "follows", value, meaning)
 

@@ -17,14 +17,15 @@ from squall.errors import InputError, Mistakes, nearest
 from squall.recipe.names import FIELDS_OF_RULES, is_own
 from squall.recipe.resolve import PLAIN, keep_two_batch_fields, short_forms
 from squall.recipe.spec import Recipe, build
+from squall.recipe.strategies import leave_out_foreign_keys
 
 _FOLDER = resources.files("squall") / "recipes"
 
 
 def shipped() -> dict[str, str]:
     """The recipes inside the package: name -> one line on what it trains (the first comment of its file)."""
-    files = sorted((item for item in _FOLDER.iterdir() if item.name.endswith(".toml")), key=lambda item: item.name)
-    return {item.name.removesuffix(".toml"): _first_comment(item.read_text(encoding="utf-8")) for item in files}
+    files = {item.name.removesuffix(".toml"): item for item in _FOLDER.iterdir() if item.name.endswith(".toml")}
+    return {name: _first_comment(files[name].read_text(encoding="utf-8")) for name in sorted(files)}
 
 
 def source(name: str) -> str:
@@ -104,6 +105,7 @@ def override(recipe: Recipe | Mapping[str, Any], assignments: Iterable[str], whe
     where = where or str(values.get("name", "recipe"))
     mistakes = Mistakes(where, _hint(where))
     overridden: set[str] = set()
+    strategy = values.get("strategy", "sync")
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not all(key.strip().split(".")):
@@ -112,6 +114,8 @@ def override(recipe: Recipe | Mapping[str, Any], assignments: Iterable[str], whe
         path = key.strip().split(".")
         overridden.add(path[0])
         _assign(values, path, _value(text.strip()))
+    if values.get("strategy", "sync") != strategy:
+        leave_out_foreign_keys(values, overridden)
     if overridden & set(BATCH_FIELDS):
         keep_two_batch_fields(values, overridden)
     try:
@@ -146,6 +150,7 @@ def _assign(values: dict[str, Any], path: list[str], value: Any) -> None:
 
 _OPTIONAL = {("ema",), ("clip_grad_norm",), ("model", "weights"), ("data", "root"), ("data", "train_limit")}
 _OPTIONAL |= {("data", "test_limit"), ("optimizer", "betas"), ("optimizer", "eps"), ("lr", "base_batch_size")}
+_OPTIONAL |= {("downpour", "local_lr"), ("downpour", "max_staleness")}
 
 
 def _leave_out_foreign(optimizer: dict[str, Any], name: Any) -> None:

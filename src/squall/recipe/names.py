@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-STRATEGIES = ("sync",)
+# strategy -> the keys of a recipe that it reads and that not all others do; a key named here is an error elsewhere
+KEYS_OF_STRATEGIES: Mapping[str, Sequence[str]] = {
+    "downpour": ("downpour", "simulated"),
+    "sync": ("global_batch_size", "virtual_workers"),
+}
+STRATEGIES = tuple(KEYS_OF_STRATEGIES)
+SHARD_RULES = ("adagrad", "rmsprop", "sgd")
+"""Rules that parameter shards know: each element's update needs nothing but that element's own numbers."""
+
 LOSSES = ("cross_entropy",)
 DATA = ("cifar10", "digits", "idx", "imagefolder")
 NEEDS_ROOT = ("idx", "imagefolder")
@@ -29,6 +37,7 @@ OPERATIONS = (
 _CIFAR = ("num_classes", "in_channels", "width", "zero_init_residual", "fc_init_std")
 _IMAGENET = ("num_classes", "in_channels", "zero_init_residual", "fc_init_std")
 MODELS: Mapping[str, Sequence[str]] = {
+    "acoustic": ("in_features", "hidden", "num_classes", "init_gain"),
     "mlp": ("in_features", "hidden", "num_classes", "dropout"),
     **{f"resnet{depth}": _CIFAR for depth in (8, 20, 32, 44, 56, 110)},
     **{f"resnet{depth}": _IMAGENET for depth in (18, 34, 50, 101, 152)},

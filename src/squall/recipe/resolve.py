@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from squall.errors import Mistakes
 from squall.recipe.names import LINEARLY_SCALED
+from squall.recipe.simulated import SimulatedSpec
 
 if TYPE_CHECKING:
     from squall.recipe.spec import Recipe
@@ -86,19 +87,19 @@ def keep_two_batch_fields(values: dict[str, Any], overridden: set[str]) -> None:
 
 
 def fill(recipe: Recipe) -> None:
-    """Fills the defaults of the rate that follow from other fields; in place.
+    """Fills the defaults that follow from other fields: the rate's, and those of the strategy's own tables; in place.
 
     Goes past pydantic on purpose: `model_fields_set` keeps telling what was written. An override of the minibatch's
     size then moves a base size that nobody wrote along with it.
     """
     lr, rule = recipe.lr, recipe.optimizer.name
     filled: dict[str, Any] = {
-        "base_batch_size": lr.base_batch_size or recipe.global_batch_size,
+        "base_batch_size": lr.base_batch_size or recipe.update_size,
         "scaling": lr.scaling or ("linear" if rule in LINEARLY_SCALED else "none"),
         "schedule": lr.schedule or ("step" if lr.milestones else "constant"),
         "warmup": lr.warmup or ("gradual" if lr.warmup_epochs else "none"),
     }
-    rises = filled["scaling"] != "none" and recipe.global_batch_size > filled["base_batch_size"]
+    rises = filled["scaling"] != "none" and recipe.update_size > filled["base_batch_size"]
     start = lr.warmup_from
     if start is None or (
         start == "base" and lr.base_batch_size is None
@@ -106,3 +107,8 @@ def fill(recipe: Recipe) -> None:
         start = "base" if rises else 0.0
     filled["warmup_from"] = start
     lr.__dict__.update(filled)
+    if recipe.downpour is not None:
+        if recipe.downpour.local_lr is None:  # what a step of Adagrad is worth, only the shards know
+            recipe.downpour.__dict__["local_lr"] = "rate" if rule == "sgd" else 0.0
+        if recipe.simulated is None:
+            recipe.__dict__["simulated"] = SimulatedSpec()

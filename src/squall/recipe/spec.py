@@ -1,6 +1,7 @@
 """The recipe as a typed, frozen value: everything that fixes a training's result, nothing that names hardware.
 
-A recipe is one table of numbers and words and a few tables below it (model, data, optimizer, lr, loss, compute). Each
+A recipe is one table of numbers and words and a few tables below it (model, data, optimizer, lr, loss, compute, and
+those of a strategy, in files of their own). Each
 field carries its meaning here, once: `squall recipes NAME --fields` and the errors are printed from it. What is left
 out is filled in when the recipe is built (`resolve.py`), so a recipe never means different things in two places; what
 was really written stays known (pydantic's `model_fields_set`), so that an override acts on the words of the recipe and
@@ -20,20 +21,12 @@ from squall.checkpoint.spec import CheckpointSpec
 from squall.data.sizes import solve_batches
 from squall.errors import InputError, Mistakes
 from squall.optim.lr import Rate
+from squall.recipe.base import Count, Fraction, NotNegative, Spec, Tables, Words
 from squall.recipe.check import contradictions, rows_of
+from squall.recipe.downpour import DownpourSpec
 from squall.recipe.resolve import fill, flatten
-
-Count = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-Words = Annotated[tuple[str, ...], Field(strict=False)]
-Tables = Annotated[tuple[dict[str, Any], ...], Field(strict=False)]
-
-
-class Spec(BaseModel):
-    """A frozen table of a recipe; unknown fields and values of a wrong type are mistakes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+from squall.recipe.simulated import SimulatedSpec
+from squall.recipe.strategies import foreign_keys, has_global_batch, of_downpour, own_minibatches
 
 
 class ModelSpec(Spec):
@@ -110,7 +103,9 @@ class LrSpec(Spec):
         description="the rate at base_batch_size; no default"
     )
     base_batch_size: Count | None = Field(
-        default=None, description="the size that base is meant for; global_batch_size unless given"
+        default=None,
+        description="the size that base is meant for; unless given, the recipe's own: global_batch_size, or with "
+        "downpour worker_batch_size",
     )
     scaling: Literal["linear", "sqrt", "none"] | None = Field(
         default=None,
@@ -186,7 +181,8 @@ class Recipe(Spec):
     Takes the tables as mappings or specs, and short forms for common cases: `optimizer="adamw"`, `model="resnet20"`,
     `data="digits"`, `loss="cross_entropy"`, `lr=0.1`, and any field of optimizer, lr, loss and compute without its
     table (`weight_decay=1e-4`, `schedule="cosine"`, `precision="bf16"`). Two of `global_batch_size`,
-    `worker_batch_size` and `virtual_workers` give the third.
+    `worker_batch_size` and `virtual_workers` give the third; with `strategy="downpour"` there is `worker_batch_size`
+    alone.
 
     Raises:
         InputError: with all mistakes at once, each with the nearest valid names.
@@ -200,11 +196,13 @@ class Recipe(Spec):
     name: str = Field(default="recipe", min_length=1, description="of the recipe, and of its runs' folders")
     seed: int = Field(default=0, ge=0, lt=2**63, description="of order, augmentation, first weights and dropout")
     epochs: Count = Field(description="passes over the training set")
-    strategy: str = Field(default="sync", description="who computes which gradient and who applies it: sync")
-    global_batch_size: Count = Field(description="samples an update: what the optimizer sees (kn)")
+    strategy: str = Field(default="sync", description="who computes which gradient and who applies it: sync, downpour")
+    global_batch_size: Count | None = Field(
+        default=None, description="samples an update: what the optimizer sees (kn); there is none with downpour"
+    )
     worker_batch_size: Count = Field(
-        description="samples of a virtual worker: what batch normalisation sees (n); where n does not divide kn, "
-        "ceil(kn/n) workers of nearly equal size"
+        description="samples of a virtual worker, or of one replica (n): what batch normalisation sees; ceil(kn/n) "
+        "workers where n does not divide kn"
     )
     loss: LossSpec = Field(default=LossSpec(), description="what is minimised")
     last_batch: Literal["short", "drop", "carry"] = Field(
@@ -227,14 +225,21 @@ class Recipe(Spec):
     lr: LrSpec = Field(description="the learning rate")
     compute: ComputeSpec = Field(default=ComputeSpec(), description="how the arithmetic is carried out")
     checkpoint: CheckpointTable = Field(default=CheckpointTable(), description="when the run is saved")
+    downpour: DownpourSpec | None = Field(default=None, description="of strategy downpour: replicas and shards")
+    simulated: SimulatedSpec | None = Field(default=None, description="a simulated cluster, for --engine simulated")
 
     def __init__(self, **given: Any) -> None:
         _build(self, given, Mistakes("squall.Recipe(...)", hint="all fields: squall recipes --fields"))
 
     @property
+    def update_size(self) -> int:
+        """Samples an update: kn with sync, n with downpour, where each replica's minibatch is an update of its own."""
+        return self.global_batch_size or self.worker_batch_size
+
+    @property
     def virtual_workers(self) -> int:
-        """k: virtual workers of a full minibatch."""
-        return -(-self.global_batch_size // self.worker_batch_size)
+        """k: virtual workers of an update; 1 with downpour."""
+        return -(-self.update_size // self.worker_batch_size)
 
 
 def build(given: Mapping[str, Any], where: str, hint: str) -> Recipe:
@@ -250,12 +255,14 @@ def build(given: Mapping[str, Any], where: str, hint: str) -> Recipe:
 
 def _build(recipe: Recipe, given: Mapping[str, Any], mistakes: Mistakes) -> None:
     values = flatten(given, Recipe, mistakes)
-    solve_batches(values, mistakes)
+    for found, rule in foreign_keys(values):
+        mistakes.add(found, rule)
+    (solve_batches if has_global_batch(values) else own_minibatches)(values, mistakes)
     try:
         BaseModel.__init__(recipe, **values)
     except ValidationError as error:
         mistakes.rows.extend(rows_of(error, values, Recipe))
-    for found, rule in contradictions(values):
+    for found, rule in (*contradictions(values), *of_downpour(values)):
         mistakes.add(found, rule)
     mistakes.raise_if_any()
     fill(recipe)

@@ -71,6 +71,11 @@ def train(
         RunError: the run could not go on (diverged, a rank lost).
         KeyboardInterrupt, SystemExit: it was asked to stop, by Ctrl-C or by a signal, and is saved.
     """
+    if recipe.strategy not in STRATEGIES:
+        raise InputError(
+            f"strategy={recipe.strategy} cannot be trained yet",
+            [("found", "a recipe that can be explained"), ("to do", f"one of: {' '.join(STRATEGIES)}")],
+        )
     owns_world = world is None
     world = world if world is not None else join()
     run: Run | None = None
@@ -131,7 +136,7 @@ def run_spec(recipe: Recipe) -> dict[str, Any]:
     compute = recipe.compute
     return {
         "epochs": recipe.epochs,
-        "global_batch_size": recipe.global_batch_size,
+        "global_batch_size": recipe.update_size,
         "worker_batch_size": recipe.worker_batch_size,
         "seed": recipe.seed,
         "last_batch": recipe.last_batch,

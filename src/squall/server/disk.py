@@ -1,0 +1,137 @@
+"""Shards' snapshots on disk: a file each, and a manifest for each set that is whole.
+
+    server/shard-0-000003.safetensors      weights, the rule's state, what was applied; hashed
+    server/shard-1-000003.safetensors
+    server/000003.json                     set 3 is whole: every shard has saved it
+
+A shard writes beside its work, into a file of another name which it renames when it is on the disk; it comes back with
+its newest whole file. A run goes on from the newest set that is whole. On a cluster the folder is one that all of its
+machines see.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from squall.errors import RunError
+from squall.run.folder import write_json
+from squall.server.shard import Snapshot
+
+FOLDER = "server"
+_HEAD = 64  # hex digits of the hash that a file begins with
+
+
+class OnDisk:
+    """Snapshots in a run's folder.
+
+    Arguments:
+        folder: `FOLDER` in it; made by `begin`.
+        keep: the newest so many of each shard stay.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self._folder, self._keep = folder, max(keep, 2)
+
+    def begin(self, first: Sequence[Snapshot]) -> None:
+        """Writes the state before the first push of all shards, as set 0."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for shard, snapshot in enumerate(first):
+            self.save(shard, snapshot)
+
+    def newest(self, shard: int) -> Snapshot:
+        """The newest whole one of a shard.
+
+        Raises:
+            RunError: none is.
+        """
+        passed = []
+        for number in sorted(self._numbers(shard), reverse=True):
+            try:
+                return _read(self._path(shard, number), number)
+            except (OSError, ValueError, SafetensorError) as error:
+                passed.append((f"snapshot {number}", str(error)))
+        raise RunError(f"no snapshot of shard {shard} is whole in {self._folder}", passed)
+
+    def save(self, shard: int, snapshot: Snapshot) -> int:
+        """Keeps one, whole or not at all; older ones go. Returns its bytes."""
+        path = self._path(shard, snapshot.number)
+        facts = {"count": snapshot.count, "received": snapshot.received}
+        body = save(
+            {key: tensor.contiguous() for key, tensor in snapshot.tensors.items()}, {"shard": json.dumps(facts)}
+        )
+        temporary = path.with_name(f".{path.name}.tmp")
+        with temporary.open("wb") as file:
+            file.write(hashlib.sha256(body).hexdigest().encode())
+            file.write(body)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync(self._folder)
+        for number in sorted(self._numbers(shard))[: -self._keep]:
+            self._path(shard, number).unlink(missing_ok=True)
+        return len(body) + _HEAD
+
+    def note_whole(self, number: int, values: dict[str, Any]) -> None:
+        """Notes that all shards have saved a set, with what else belongs to it."""
+        write_json(self._folder / f"{number:06}.json", values)
+        for path in sorted(self._folder.glob("[0-9]*.json"))[: -self._keep]:
+            path.unlink(missing_ok=True)
+
+    def go_back(self, shards: int) -> tuple[int, dict[str, Any]] | None:
+        """The newest whole set, as number and values; what is newer is removed. None where there is none."""
+        for path in sorted(self._folder.glob("[0-9]*.json"), reverse=True):
+            number = int(path.stem)
+            try:
+                values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+                for shard in range(shards):
+                    _read(self._path(shard, number), number)
+            except (OSError, ValueError, SafetensorError):
+                continue
+            for shard in range(shards):
+                for newer in [n for n in self._numbers(shard) if n > number]:
+                    self._path(shard, newer).unlink(missing_ok=True)
+            return number, values
+        return None
+
+    def weights(self, shards: int) -> torch.Tensor:
+        """The whole vector, from the newest snapshot of each shard."""
+        return torch.cat([self.newest(shard).tensors["weights"] for shard in range(shards)])
+
+    def _numbers(self, shard: int) -> list[int]:
+        return [int(path.stem.rpartition("-")[2]) for path in self._folder.glob(f"shard-{shard}-*.safetensors")]
+
+    def _path(self, shard: int, number: int) -> Path:
+        return self._folder / f"shard-{shard}-{number:06}.safetensors"
+
+
+def _read(path: Path, number: int) -> Snapshot:
+    content = path.read_bytes()
+    head, body = content[:_HEAD], content[_HEAD:]
+    if hashlib.sha256(body).hexdigest().encode() != head:
+        raise ValueError(f"{path.name} is damaged")
+    facts = _facts(body)
+    return Snapshot(number, load(body), int(facts["count"]), dict(facts["received"]))
+
+
+def _facts(body: bytes) -> dict[str, Any]:
+    """What stands in the header of a safetensors file under "shard"."""
+    length = int.from_bytes(body[:8], "little")
+    found: dict[str, Any] = json.loads(json.loads(body[8 : 8 + length])["__metadata__"]["shard"])
+    return found
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,78 @@
+"""Snapshots of shards on disk: whole or not at all, the newest whole one is found, sets belong together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from squall.errors import RunError
+from squall.server.disk import OnDisk
+from squall.server.shard import Snapshot
+
+
+def snapshot(number: int, value: float = 0.0) -> Snapshot:
+    tensors = {
+        "weights": torch.full((64,), value),
+        "states": torch.ones(5, dtype=torch.uint8),
+        "counters": torch.zeros(0, dtype=torch.int64),
+        "rule.0.sum": torch.arange(3.0),
+    }
+    return Snapshot(number, tensors, 10 * number, {"applied": number})
+
+
+def test_what_is_saved_comes_back(tmp_path: Path) -> None:
+    store = OnDisk(tmp_path / "server")
+    store.begin([snapshot(0)])
+    store.save(0, snapshot(3, 1.5))
+    found = store.newest(0)
+    assert (found.number, found.count, found.received) == (3, 30, {"applied": 3})
+    assert all(torch.equal(found.tensors[key], tensor) for key, tensor in snapshot(3, 1.5).tensors.items())
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
+def test_a_damaged_file_is_passed_over(tmp_path: Path, damage: str) -> None:
+    store = OnDisk(tmp_path)
+    store.begin([snapshot(0, 7.0)])
+    store.save(0, snapshot(1, 8.0))
+    path = tmp_path / "shard-0-000001.safetensors"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes({"truncated": path.read_bytes()[:-9], "flipped": bytes(content), "empty": b""}[damage])
+    assert store.newest(0).number == 0
+    (tmp_path / "shard-0-000000.safetensors").write_bytes(b"")
+    with pytest.raises(RunError, match="no snapshot of shard 0 is whole"):
+        store.newest(0)
+
+
+def test_a_run_goes_back_to_the_newest_set_that_all_shards_have(tmp_path: Path) -> None:
+    store = OnDisk(tmp_path, keep=5)
+    store.begin([snapshot(0), snapshot(0)])
+    for number in (1, 2):
+        for shard in (0, 1):
+            store.save(shard, snapshot(number, number))
+        store.note_whole(number, {"records": 100 * number})
+    store.save(0, snapshot(3, 3.0))  # shard 1 did not come to it
+    assert store.go_back(2) == (2, {"records": 200})
+    assert [store.newest(shard).number for shard in (0, 1)] == [2, 2]
+    (tmp_path / "shard-1-000002.safetensors").write_bytes(b"torn")
+    assert store.go_back(2) == (1, {"records": 100})
+    assert store.weights(2).tolist() == [1.0] * 128
+
+
+def test_only_the_newest_stay(tmp_path: Path) -> None:
+    store = OnDisk(tmp_path, keep=2)
+    for number in range(6):
+        store.save(0, snapshot(number))
+        store.note_whole(number, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "000004.json",
+        "000005.json",
+        "shard-0-000004.safetensors",
+        "shard-0-000005.safetensors",
+    ]
+
+
+def test_no_set_is_whole(tmp_path: Path) -> None:
+    assert OnDisk(tmp_path).go_back(1) is None
