@@ -36,7 +36,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Started(Record):
-    """A run begins: where it runs and what arithmetic it uses."""
+    """A run begins: where it runs and what arithmetic it uses; `engine` "simulated": all times are virtual."""
 
     kind: ClassVar[str] = "started"
     name: str
@@ -55,6 +55,7 @@ class Started(Record):
     strategy: str = "sync"
     replicas: int = 0
     shards: int = 0
+    engine: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class Pushed(Record):
         took: seconds of the replica, from the first minibatch to the last answer.
         stalled: of these, that its computing stood still for fetches and pushes.
         alive: replicas that took part at that time.
+        settled: minibatches of the run that all shards have answered for, these included.
     """
 
     kind: ClassVar[str] = "push"
@@ -101,6 +103,7 @@ class Pushed(Record):
     took: float
     stalled: float
     alive: int
+    settled: int
 
 
 @dataclass(frozen=True)
@@ -191,6 +194,8 @@ class Saved(Record):
         blocked: seconds that training stood still for it.
         seconds: that writing it took, beside training.
         num_bytes: on disk.
+        number: of the set of snapshots (asynchronous training).
+        at: seconds since the run's start, of such a set.
     """
 
     kind: ClassVar[str] = "saved"
@@ -198,6 +203,8 @@ class Saved(Record):
     blocked: float
     seconds: float
     num_bytes: int
+    number: int = 0
+    at: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from squall.optim.rules import SERVER_RULES
 from squall.recipe import DownpourSpec, Recipe, fields_table, load, override, parse, read, shipped, to_toml
 from squall.recipe import names as known
 from squall.strategy import STRATEGIES
-from squall.training.session import run_spec
+from squall.training.spec import run_spec
 
 GOOD = {
     "epochs": 10,

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from squall.cli import flags, processes, restarts, sizes, states
+from squall.cli import engines, flags, processes, restarts, sizes, states
 from squall.cli.folders import RUNS
 from squall.cli.session import Wish, start, work
 from squall.cli.target import Target, import_from, load_task
@@ -58,6 +58,10 @@ def resume(
         other_arithmetic=other_arithmetic,
     )
     sizes.check_files(wish.target, wish.data_folder)
+    if engines.check(wish, None, None, ["--processes"] * bool(processes_)):
+        cluster, trusted = started.get("cluster"), bool(started.get("trust_cluster"))
+        with processes.threads_before_torch(wish.target.recipe.compute.threads):
+            return engines.work(wish, folder, engines.EngineName(started.get("engine", "ray")), cluster, trusted)
     recipe, num_train = wish.target.recipe, sizes.num_train(wish.target, wish.data_folder)
     passes = sizes.num_passes(recipe, num_train)
     if place is not None:

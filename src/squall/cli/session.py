@@ -6,7 +6,8 @@ start -> in place, or restarts -> the same command, P times -> work -> squall.tr
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,6 @@ def work(wish: Wish, folder: Path) -> int:
     from squall.cli.terminal import Terminal
     from squall.cluster.world import join
     from squall.run.collect import say
-    from squall.run.leaving import words
     from squall.training import compose
     from squall.training import train as train_
 
@@ -98,26 +98,23 @@ def work(wish: Wish, folder: Path) -> int:
     try:
         folder = Path(say(world, str(folder)))
         task = wish.target.task or compose(recipe, world, wish.data_folder)
-        sink = _sink(wish, task) if world.rank == 0 else None
+        sink = sink_of(wish, task) if world.rank == 0 else None
         try:
-            train_(
-                task,
-                recipe,
-                out=folder,
-                world=world,
-                sinks=(sink,) if sink else (),
-                data_root=wish.data_folder,
-                trackers=wish.trackers,
-                other_arithmetic=wish.other_arithmetic,
-                profile=wish.profile,
-                started=wish.started(),
-            )
+            with leaves():
+                train_(
+                    task,
+                    recipe,
+                    out=folder,
+                    world=world,
+                    sinks=(sink,) if sink else (),
+                    data_root=wish.data_folder,
+                    trackers=wish.trackers,
+                    other_arithmetic=wish.other_arithmetic,
+                    profile=wish.profile,
+                    started=wish.started(),
+                )
         except UserCodeError as error:
             raise log_traceback(error, folder, world.rank) from error.__cause__
-        except KeyboardInterrupt as error:
-            if words(error) is None:
-                raise
-            raise SystemExit(128 + signal.SIGINT) from None  # the run has said so: nobody needs to add what it was
         finally:
             if isinstance(sink, Terminal):
                 sink.close()
@@ -126,7 +123,21 @@ def work(wish: Wish, folder: Path) -> int:
     return 0
 
 
-def _sink(wish: Wish, task: Any) -> Any:
+@contextmanager
+def leaves() -> Iterator[None]:
+    """A run that Ctrl-C has ended has said so: nobody needs to add what it was."""
+    from squall.run.leaving import words
+
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if words(error) is None:
+            raise
+        raise SystemExit(128 + signal.SIGINT) from None
+
+
+def sink_of(wish: Wish, task: Any) -> Any:
+    """What prints a run's records."""
     from squall.cli.header import words
     from squall.cli.terminal import Terminal, json_lines
     from squall.version import own_version

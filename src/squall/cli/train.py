@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from squall.cli import batch, flags, processes, restarts, sizes, submit
+from squall.cli import batch, engines, flags, processes, restarts, sizes, submit
 from squall.cli.folders import RUNS, fresh
 from squall.cli.session import Wish, start, work
 from squall.cli.target import resolve
@@ -40,6 +40,9 @@ def train(
     profile: flags.ProfileFlag = False,
     timeout: flags.TimeoutFlag = flags.TIMEOUT_S,
     restarts_: flags.RestartsFlag = restarts.DEFAULT,
+    engine: engines.EngineFlag = None,
+    cluster: engines.ClusterFlag = None,
+    trust_cluster: engines.TrustFlag = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print the resolved recipe, start nothing.")
     ] = False,
@@ -77,6 +80,15 @@ def train(
     )
     trackers.check(wish.trackers)
     sizes.check_files(wish.target, wish.data_folder)
+    foreign = ["--processes"] * bool(processes_) + ["--submit"] * bool(job) + ["--profile"] * profile
+    if engines.check(wish, engine, cluster, foreign):
+        with _taken(out, wish.target.recipe.name, creates=not dry_run) as folder:
+            check_free(folder)
+            if dry_run:
+                _tell(wish, 1, folder)
+                return 0
+            with processes.threads_before_torch(wish.target.recipe.compute.threads):
+                return engines.work(wish, folder, engine, cluster, trust_cluster)
     recipe, num_train = wish.target.recipe, sizes.num_train(wish.target, wish.data_folder)
     passes = sizes.num_passes(recipe, num_train)
     there = place or job

@@ -18,6 +18,7 @@ from squall.records import Ended, SessionBegan, Started
 from squall.run import arithmetic
 from squall.run.fingerprint import digest
 from squall.run.result import Outcome, Result, cause
+from squall.run.spec import RunSpec
 from squall.version import own_version
 
 if TYPE_CHECKING:
@@ -106,14 +107,21 @@ class AtExit:
 
 def _facts(run: Run, outcome: Outcome) -> dict[str, Any]:
     return {
-        "name": run.name,
-        "outcome": outcome,
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "processes": run.world.size,
         "global_batch_size": run.spec.global_batch_size,
-        "worker_batch_size": run.spec.worker_batch_size,
-        "steps": run.steps_done,
-        "fingerprint": run.fingerprint,
-        "fingerprint_sha256": digest(run.fingerprint),
+        **facts(run.name, outcome, run.spec, run.steps_done, run.fingerprint),
+    }
+
+
+def facts(name: str, outcome: Outcome, spec: RunSpec, steps: int, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """What every result says, however the run was trained."""
+    return {
+        "name": name,
+        "outcome": outcome,
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "worker_batch_size": spec.worker_batch_size,
+        "steps": steps,
+        "fingerprint": dict(fingerprint),
+        "fingerprint_sha256": digest(dict(fingerprint)),
         **arithmetic.versions(),
     }

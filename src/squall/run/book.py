@@ -173,16 +173,20 @@ class Book:
             val=dict(self._val),
             test=dict(self._test),
         )
-        self.epochs.append(record)
-        self._plain_epochs.append(finite(vars(record)))
         self._val.clear()
         self._test.clear()
         self._totals.clear()
-        self.emit(record)
+        self.note_epoch(record)
         rank, times = slowest(pace)
         if times > _SLOW:
             self.emit(Slow(epoch, rank, times))
         return record
+
+    def note_epoch(self, record: EpochEnded) -> None:
+        """Takes an epoch's record into the list and hands it on."""
+        self.epochs.append(record)
+        self._plain_epochs.append(finite(vars(record)))
+        self.emit(record)
 
     def headline(self) -> dict[str, Any]:
         """The result's numbers about accuracy, loss and speed."""

@@ -55,6 +55,11 @@ def left_by(why: str, number: int, run: Run, saved_step: int | None, ordered_ste
         advice = f"its evaluation was broken off; from step {saved_step:,}: {advice}"
     if why == "resize":
         return _left(SystemExit(RESIZED), headline, advice)
+    return left(number, headline, advice)
+
+
+def left(number: int, headline: str, advice: str) -> Left:
+    """The exception to leave by after a signal; 0: a request."""
     if number == signal.SIGINT:
         return _left(KeyboardInterrupt(f"{headline}; {advice}"), headline, advice)
     return _left(SystemExit(128 + (number or signal.SIGTERM)), headline, advice)

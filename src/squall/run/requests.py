@@ -23,10 +23,11 @@ RESIZED = 75
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked: to save and stop, or to save and go on with another number of processes."""
+    """What is asked: to save and stop, or to go on with another number of processes, or of replicas."""
 
     do: Literal["stop", "resize"]
     processes: int = 0
+    replicas: int = 0
 
 
 def ask(folder: Path, request: Request) -> None:

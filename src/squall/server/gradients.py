@@ -118,6 +118,11 @@ class Gradients:
             for module, name in slots:
                 module._buffers[name] = view
 
+    def set_counters(self, counters: list[int]) -> None:
+        """Gives the integer buffers their values."""
+        for buffer, value in zip(self._counters, counters, strict=True):
+            buffer.fill_(value)
+
     def compute(self, minibatch: int, weights: torch.Tensor, counters: list[int], into: torch.Tensor) -> Sums:
         """The gradient of a minibatch's mean loss.
 
@@ -135,8 +140,7 @@ class Gradients:
             check_skipped(plan, planned, draw, (len(draw),) if len(draw) else (), self._normalises)
         ours = self.layout.parameters_end
         before = weights[ours:].clone()
-        for buffer, value in zip(self._counters, counters, strict=True):
-            buffer.fill_(value)
+        self.set_counters(counters)
         generator = torch.default_generator.get_state()
         seed_pass(self._device, self.spec.seed, plan.epoch, plan.index, 0)
         loss, metrics = self._step(self.model, batch)

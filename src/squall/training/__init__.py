@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from squall.training.parts import compose, model_of
-    from squall.training.session import run_spec, train
+    from squall.training.session import train
+    from squall.training.spec import run_spec
 
-_WHERE = {"compose": "parts", "model_of": "parts", "run_spec": "session", "train": "session"}
+_WHERE = {"compose": "parts", "model_of": "parts", "run_spec": "spec", "train": "session"}
 
 __all__ = ["compose", "model_of", "run_spec", "train"]
 

@@ -20,7 +20,7 @@ from squall.recipe import Recipe
 from squall.run import Run
 from squall.task import Task
 from squall.training.saved import weights_of
-from squall.training.session import run_spec
+from squall.training.spec import run_spec
 from squall.training.users import checked_steps, model_from
 
 

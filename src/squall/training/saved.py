@@ -94,26 +94,25 @@ def write_recipe(run: Run, recipe: Recipe) -> None:
     """
     from squall.run.collect import on_main
 
-    def write() -> None:
-        if run.path is None:
-            return
-        path = run.path / RECIPE
-        text = to_toml(recipe)
-        if path.exists() and path.with_name(RECORDS).exists():
-            before = load_recipe(path)
-            rows = _differences(before, recipe)
-            if rows:
-                raise InputError(
-                    f"the run in {path.parent} was begun by another recipe",
-                    [
-                        *rows,
-                        ("rule", "a run is gone on with by the recipe that it began with"),
-                        ("to do", f"squall resume {path.parent}; or another folder for a new run"),
-                    ],
-                )
-        write_text(path, text)
+    on_main(run.world, lambda: save_recipe(run.path, recipe) if run.path is not None else None)
 
-    on_main(run.world, write)
+
+def save_recipe(folder: Path, recipe: Recipe) -> None:
+    """Writes the resolved recipe into a run's folder; as `write_recipe`, on the process that writes."""
+    path = folder / RECIPE
+    if path.exists() and path.with_name(RECORDS).exists():
+        before = load_recipe(path)
+        rows = _differences(before, recipe)
+        if rows:
+            raise InputError(
+                f"the run in {folder} was begun by another recipe",
+                [
+                    *rows,
+                    ("rule", "a run is gone on with by the recipe that it began with"),
+                    ("to do", f"squall resume {folder}; or another folder for a new run"),
+                ],
+            )
+    write_text(path, to_toml(recipe))
 
 
 def _differences(before: Recipe, now: Recipe) -> list[tuple[str, str]]:

@@ -29,6 +29,7 @@ from squall.task import Task
 from squall.training.parts import compose
 from squall.training.progress import Progress
 from squall.training.saved import write_recipe
+from squall.training.spec import run_spec
 from squall.training.users import checked_steps, explained, guarded, model_from
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -46,6 +47,9 @@ def train(
     other_arithmetic: bool = False,
     profile: bool = False,
     started: Mapping[str, Any] | None = None,
+    engine: str | None = None,
+    cluster: str | None = None,
+    trust_cluster: bool = False,
 ) -> Result:
     """Trains a task by a recipe, on the processes of this job (alone, under torchrun or SLURM).
 
@@ -61,6 +65,9 @@ def train(
         other_arithmetic: go on with a run that another arithmetic began; its bits are then others.
         profile: write a trace of a few steps by torch's profiler into the folder, one file a rank.
         started: how the command line was called, for `squall resume`.
+        engine: of an asynchronous strategy: "ray" (the default), or "simulated".
+        cluster: address of a Ray cluster that is running; by default a private one on this machine.
+        trust_cluster: join a cluster that asks for no token.
 
     Returns:
         The result, the same averages on every process; `.test["accuracy"]`.
@@ -72,9 +79,11 @@ def train(
         KeyboardInterrupt, SystemExit: it was asked to stop, by Ctrl-C or by a signal, and is saved.
     """
     if recipe.strategy not in STRATEGIES:
+        return _by_roles(task, recipe, engine, cluster, trust_cluster, out, sinks, data_root, trackers, started)
+    if engine is not None or cluster is not None:
         raise InputError(
-            f"strategy={recipe.strategy} cannot be trained yet",
-            [("found", "a recipe that can be explained"), ("to do", f"one of: {' '.join(STRATEGIES)}")],
+            f"engine={engine} with strategy={recipe.strategy}",
+            [("rule", "an engine runs the roles of an asynchronous strategy"), ("to do", "strategy=downpour")],
         )
     owns_world = world is None
     world = world if world is not None else join()
@@ -131,25 +140,26 @@ def train(
             world.close()
 
 
-def run_spec(recipe: Recipe) -> dict[str, Any]:
-    """The fields of `squall.Run` that a recipe fixes."""
-    compute = recipe.compute
-    return {
-        "epochs": recipe.epochs,
-        "global_batch_size": recipe.update_size,
-        "worker_batch_size": recipe.worker_batch_size,
-        "seed": recipe.seed,
-        "last_batch": recipe.last_batch,
-        "reduction": compute.reduction,
-        "fuse": compute.fuse,
-        "precision": compute.precision,
-        "threads": compute.threads,
-        "channels_last": compute.channels_last,
-        "compile": compute.compile,
-        "ema": recipe.ema,
-        "eval_batch_size": recipe.eval_batch_size,
-        "loss_over": recipe.loss_over,
-    }
+def _by_roles(
+    task: Task | None,
+    recipe: Recipe,
+    engine: str | None,
+    cluster: str | None,
+    trust_cluster: bool,
+    out: str | Path | None,
+    sinks: tuple[Sink, ...] | None,
+    data_root: Path | None,
+    trackers: Sequence[str],
+    started: Mapping[str, Any] | None,
+) -> Result:
+    """The trainings whose roles an engine runs."""
+    from squall.training.asynchronous import train_asynchronously
+    from squall.training.engines import engine_of
+
+    path = Path(out) if out is not None else None
+    engine_at, shared = engine_of(engine or "ray", recipe, path, cluster, trust_cluster)
+    others: Any = {"sinks": sinks, "data_root": data_root, "trackers": trackers, "started": started}
+    return train_asynchronously(task, recipe, engine_at, shared=shared, out=path, **others)
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

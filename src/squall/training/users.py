@@ -4,21 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from torch import nn
 
+from squall.cluster.world import World
 from squall.data.batches import Collate, Inspected, read
 from squall.data.order import Draw
 from squall.data.usercode import user_code_error
 from squall.errors import RunError, SquallError
-from squall.run import Run
 from squall.run.evaluate import evaluating
 from squall.run.guards import refuse_ignored
+from squall.run.spec import RunSpec
 from squall.task import LossKind, StepFunction, Task, as_pair, over_samples, probe, probe_step
 
 _PROBED = 16
+
+
+class Around(Protocol):
+    """What a task's steps are called in: a `Run`, or a role's process."""
+
+    @property
+    def spec(self) -> RunSpec:
+        """The numbers of the run."""
+
+    @property
+    def world(self) -> World:
+        """Where it computes."""
+
+    def finisher(self, data: Any) -> Callable[[Any, Draw], Any]:
+        """What is done to a batch of a set once it is on its device."""
+
+    def position(self) -> str:
+        """Where the run is, for messages."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +61,7 @@ def model_from(task: Task) -> nn.Module:
     return model
 
 
-def checked_steps(task: Task, run: Run, model: nn.Module) -> Steps:
+def checked_steps(task: Task, run: Around, model: nn.Module) -> Steps:
     """The task's steps, after a look at how its loss treats samples."""
     if run.spec.loss_over == "worker":
         step = _framed(task.step_function("worker"), run)
@@ -52,7 +71,7 @@ def checked_steps(task: Task, run: Run, model: nn.Module) -> Steps:
     return Steps(step, step, Inspected(task.collate, refuse_ignored) if kind == "mean" else task.collate)
 
 
-def _probed(task: Task, run: Run, model: nn.Module) -> LossKind | None:
+def _probed(task: Task, run: Around, model: nn.Module) -> LossKind | None:
     """How the task's loss treats samples; None for a step of its own, which gives sums."""
     size = min(_PROBED, len(task.train))
     if size < 2:
@@ -82,7 +101,7 @@ def _probed(task: Task, run: Run, model: nn.Module) -> LossKind | None:
         return None
 
 
-def _framed(step: StepFunction, run: Run) -> StepFunction:
+def _framed(step: StepFunction, run: Around) -> StepFunction:
     def call(model: nn.Module, batch: Any) -> Any:
         try:
             return step(model, batch)

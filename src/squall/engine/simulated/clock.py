@@ -64,10 +64,11 @@ class Clock:
 
     Arguments:
         seed: of the order of events that happen at the same moment.
+        began: where it begins.
     """
 
-    def __init__(self, seed: int) -> None:
-        self.now = 0.0
+    def __init__(self, seed: int, began: float = 0.0) -> None:
+        self.now = began
         self.events = 0
         self._heap: list[tuple[float, float, int, Callable[[], None]]] = []
         self._ready: deque[Callable[[], None]] = deque()

@@ -51,6 +51,7 @@ class Simulated:
         costs: what work and messages take.
         faults: what goes wrong, and when.
         seed: of everything that happens by chance.
+        began: virtual time at the start, of a program that goes on.
         stragglers: kinds of roles that may be slow for good.
         most_events: after which a program is given up, so that a test that never ends says so.
 
@@ -65,12 +66,13 @@ class Simulated:
         faults: Iterable[Fault] = (),
         seed: int = 0,
         *,
+        began: float = 0.0,
         stragglers: tuple[str, ...] = ("replica",),
         most_events: float = inf,
     ) -> None:
         self._faults, self._seed, self._stragglers = tuple(faults), seed, stragglers
         self._most_events = most_events
-        self._clock = Clock(seed)
+        self._clock = Clock(seed, began)
         self._network = Network(costs or Costs(), seed)
         self._coin = random.Random(seed)
         self._hash = hashlib.blake2b(digest_size=16)

@@ -251,6 +251,7 @@ class Coordinator(Role):
                 took=settled.seconds,
                 stalled=settled.stalled,
                 alive=sum(not m.silent for m in self._members.values()),
+                settled=self._pool.settled,
             )
         )
         self._epoch.add(settled)
@@ -382,9 +383,8 @@ class Coordinator(Role):
         self._saved_at = began, settled
         tasks = [self.here.start(self._call(index, "snapshot", number)) for index in range(self.spec.shards)]
         found = [await task for task in tasks]
-        self._emit(
-            Saved(settled, max(s for _, s in found), self.here.now() - began, sum(num_bytes for num_bytes, _ in found))
-        )
+        now, num_bytes = self.here.now(), sum(size for size, _ in found)
+        self._emit(Saved(settled, max(stood for _, stood in found), now - began, num_bytes, number, now))
 
     def _is_over(self) -> bool:
         if self._pool.over:
