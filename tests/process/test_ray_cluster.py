@@ -91,6 +91,32 @@ def test_facts_of_a_session(session):
     assert running.ended() == (0, "", "")  # neither Ray nor the role wrote on the terminal
 
 
+DEATH = """
+    again = ray.remote(max_restarts=-1, num_cpus=1)(type("Again", (), {"pid": lambda self: os.getpid()})).remote()
+    first = ray.get(again.pid.remote())
+    os.kill(first, signal.SIGKILL)
+    os.kill(pid, signal.SIGKILL)
+    try:
+        ray.get(one.where.remote())
+    except ray.exceptions.ActorDiedError as error:
+        say(died=str(error.actor_id is not None))
+    while True:
+        try:
+            say(again=ray.get(again.pid.remote()) != first)
+            break
+        except ray.exceptions.ActorUnavailableError:
+            pass
+"""
+
+
+def test_a_death_is_told_to_those_who_wait_and_not_on_the_terminal(session):
+    running = session(DEATH.strip())
+    running.heard()
+    assert running.heard() == {"died": "True"}
+    assert running.heard() == {"again": True}
+    assert running.ended() == (0, "", "")
+
+
 def test_the_token_is_nowhere_but_in_memory(session, mark):
     running = session("sys.stdin.readline()")
     running.heard()
@@ -275,7 +301,7 @@ except SquallError as error:
     ("change", "error"),
     [
         ("ray.util.get_node_ip_address = lambda: '10.1.2.3'", "Ray would listen where others can reach it"),
-        ("del ray._raylet.Config.initialize", "this version of Ray cannot be told which token to use"),
+        ("import ray._raylet; ray._raylet.Config = None", "this version of Ray cannot be told which token to use"),
         ("import ray._raylet; ray._raylet.AuthenticationTokenLoader = None", "this version of Ray cannot be told"),
     ],
 )
@@ -327,7 +353,7 @@ def host(session, mark) -> tuple[Driver, str, str]:
 
 def test_a_cluster_with_a_token_is_joined_and_left(host, mark, tmp_path):
     running, address, token = host
-    before = set(mark())
+    before = [pid for pid in mark() if "gcs_server" in command(pid) or "raylet" in command(pid)]
     known = {"RAY_AUTH_TOKEN": token, "SQUALL_TEST_GUEST": "guest"}
     with driver(JOINS, tmp_path / "guest", address, "1", **known) as guest:
         facts = guest.heard()
@@ -340,7 +366,8 @@ def test_a_cluster_with_a_token_is_joined_and_left(host, mark, tmp_path):
         assert "9 CPUs, 0 GPUs for 7 replicas, 2 shards" in str(error["error"])
         assert guest.ended()[0::2] == (0, "")
     until(lambda: command(int(str(facts["pid"]))) == "", GONE_S)  # the guest's role has ended with it
-    assert before - set(mark()) == set()
+    assert before
+    assert all(map(command, before))
     running.tell()
     assert running.heard()["pid"]
 
@@ -360,15 +387,34 @@ def test_roles_of_a_killed_guest_end(host, tmp_path):
         until(lambda: command(role) == "", GONE_S)
 
 
-@pytest.mark.parametrize("known", [{}, {"RAY_AUTH_TOKEN": "0" * 64}, {"RAY_AUTH_MODE": "disabled"}])
-def test_without_the_token_nobody_gets_in(host, tmp_path, known):
+@pytest.mark.parametrize(
+    ("known", "found"),
+    [
+        ({}, "it asks for a token, and there is none here"),
+        ({"RAY_AUTH_TOKEN_PATH": "/dev/null"}, "it asks for a token, and there is none here"),
+        ({"RAY_AUTH_TOKEN": "0" * 64}, "it asks for a token, and has another than this process"),
+    ],
+)
+def test_without_the_token_nobody_gets_in(host, tmp_path, known, found):
     _, address, _ = host
-    with driver(JOINS, tmp_path / "guest", address, "1", **known) as guest:
-        found = guest.heard()
-        assert found["kind"] == "InputError"
-        assert "it asks for a token, and there is none, or another, here" in str(found["error"])
-        assert "RAY_AUTH_TOKEN" in str(found["error"])
+    with driver(JOINS, tmp_path / "guest", address, "1", "trusted", **known) as guest:
+        said = guest.heard()
+        assert said["kind"] == "InputError"
+        assert found in str(said["error"])
+        assert "RAY_AUTH_TOKEN" in str(said["error"])
         assert guest.ended()[0::2] == (0, "")
+
+
+@pytest.mark.parametrize("file", ["named", "home"])
+def test_the_token_may_stand_in_a_file(host, tmp_path, file):
+    _, address, token = host
+    home = tmp_path / "guest"
+    path = home / ".ray" / "auth_token" if file == "home" else tmp_path / "token"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{token}\n")
+    known = {} if file == "home" else {"RAY_AUTH_TOKEN_PATH": str(path)}
+    with driver(JOINS, home, address, "1", **known) as guest:
+        assert guest.heard()["address"] == address
 
 
 def test_a_cluster_that_lets_everybody_in_is_refused_unless_trusted(mark, tmp_path):
@@ -391,7 +437,7 @@ def test_a_cluster_that_lets_everybody_in_is_refused_unless_trusted(mark, tmp_pa
 def test_a_cluster_that_is_not_there():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-    with pytest.raises(InputError, match="cannot be joined\n.*Connection refused"), joined(address):
+    with pytest.raises(InputError, match=r"cannot be joined\n.*Connection refused"), joined(address):
         pass
 
 
@@ -424,10 +470,13 @@ def test_no_address(address):
 
 
 def test_a_machine_that_is_no_node(monkeypatch):
-    monkeypatch.setattr(cluster_module, "look", lambda *_: Seen(nodes=("192.0.2.1", "192.0.2.2")))
+    monkeypatch.setattr(cluster_module, "look", lambda *_: Seen(nodes=("203.0.113.1", "203.0.113.2")))
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        with pytest.raises(InputError, match=r"none of its nodes: 192.0.2.1, 192.0.2.2"), joined(address, trusted=True):
+        with (
+            pytest.raises(InputError, match=r"none of its nodes: 203.0.113.1, 203.0.113.2"),
+            joined(address, trusted=True),
+        ):
             pass
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from squall.records import SPENT
 from squall.report import folder as disk
+from squall.report.pushes import Pushes
 from squall.report.series import median
 from squall.report.tail import Tail
 from squall.report.values import mapping, number, whole
@@ -22,7 +23,11 @@ SPLITS = {"train": "training", "val": "validation", "test": "test"}
 
 
 class Steps:
-    """The updates of a run as columns: a hundred thousand of them are a few megabytes."""
+    """The updates of a run as columns: a hundred thousand of them are a few megabytes.
+
+    An asynchronous run has a row a push; its index is that of the last minibatch settled by then, so that `index + 1`
+    counts minibatches, as an epoch's steps do.
+    """
 
     def __init__(self) -> None:
         self.index = array("q")
@@ -62,6 +67,7 @@ class RunData:
         started, launch, result, recipe: the first record, run.json, result.json, recipe.toml; empty where missing.
         recipe_text: recipe.toml as it stands.
         steps, epochs, logs, notes, events: the records; `events` are those of sessions.jsonl.
+        pushes, changes: of an asynchronous run: its pushes, and what became of its roles.
         ended: the last record of a run that ended.
         held: a process holds the folder's lock: it works on the run now.
         submitted: it waits for its turn on a cluster, and has no records.
@@ -79,6 +85,8 @@ class RunData:
     epochs: list[dict[str, Any]] = field(default_factory=list)
     logs: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    pushes: Pushes = field(default_factory=Pushes)
+    changes: list[dict[str, Any]] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
     ended: Mapping[str, Any] = field(default_factory=dict)
     held: bool = False
@@ -90,6 +98,31 @@ class RunData:
     def name(self) -> str:
         """The recipe's or the task's name."""
         return str(self.started.get("name") or self.result.get("name") or self.folder.name)
+
+    @property
+    def asynchronous(self) -> bool:
+        """It was trained by replicas and shards."""
+        return self.started.get("strategy") == "downpour" or len(self.pushes) > 0
+
+    @property
+    def simulated(self) -> bool:
+        """Its seconds are those of a virtual clock."""
+        return self.started.get("engine") == "simulated"
+
+    @property
+    def second(self) -> str:
+        """What its clock counts: "second" or "simulated second"."""
+        return "simulated second" if self.simulated else "second"
+
+    @property
+    def worker(self) -> tuple[str, str]:
+        """Whoever computes, one and many: "process" or "replica"."""
+        return ("replica", "replicas") if self.asynchronous else ("process", "processes")
+
+    @property
+    def update(self) -> str:
+        """What its steps are: "step" or "minibatch"."""
+        return "minibatch" if self.asynchronous else "step"
 
     @property
     def state(self) -> str:
@@ -195,6 +228,12 @@ class Reader:
         if kind == "step":
             run.steps.add(record)
             run.ended = {}
+        elif kind == "push":
+            run.pushes.add(record)
+            run.steps.add({**record, "step": whole(record.get("settled")) - 1})
+            run.ended = {}
+        elif kind == "role":
+            run.changes.append(dict(record))
         elif kind == "epoch":
             while run.epochs and whole(run.epochs[-1].get("epoch")) >= whole(record.get("epoch")):
                 run.epochs.pop()  # one that comes again, or after its successors, takes their place

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from squall.report import charts, tables, work
+from squall.report import charts, counts, replicas, tables, work
 from squall.report.arithmetic import arithmetic
 from squall.report.blocks import Block, Chart, Document, paragraph, sections_of, text_block
 from squall.report.head import head
@@ -23,9 +23,10 @@ def single(run: RunData) -> Document:
         ("learning", "Learning", learning),
         ("time", "Time", [work.speed(run), work.time(run), tables.time_table(run)]),
         ("ranks", "Ranks", [work.ranks(run), tables.slow_block(run)]),
+        ("replicas", "Replicas", _replicas(run) if run.asynchronous else []),
         ("sessions", "Sessions", [work.timeline(run), tables.sessions_table(run), tables.saves_table(run)]),
         ("arithmetic", "Arithmetic", [*arithmetic(run)] if run.started else []),
-        ("ledger", "Ledger", [ledger(run)] if run.started else []),
+        ("ledger", "Ledger", [counts.settled(run) if run.asynchronous else ledger(run)] if run.started else []),
         ("notes", "Notes", [_notes(run)]),
         ("environment", "Environment", [*tables.environment(run)]),
     ]
@@ -39,6 +40,12 @@ def _title(run: RunData) -> str:
     return (
         f"{run.label}: epoch {min(len(run.epochs) + 1, total)} of {count(total)}" if total else f"{run.label}: running"
     )
+
+
+def _replicas(run: RunData) -> list[Block | Chart | None]:
+    """Who was there, how stale their gradients were, who did how much."""
+    plots = [replicas.histogram(run), replicas.pace(run), *replicas.work(run)]
+    return [replicas.timeline(run), *plots, counts.replicas(run)]
 
 
 def _notes(run: RunData) -> Block | None:

@@ -110,7 +110,7 @@ class Downpour:
         roles["coordinator"] = Plan(partial(Coordinator, spec), "coordinator", restarts=False, cpus=0.0)
         return Program(roles, "coordinator")
 
-    def started(self, name: str, folder: Path | None, prints: Mapping[str, Any]) -> Started:
+    def started(self, name: str, folder: Path | None, prints: Mapping[str, Any], engine: str) -> Started:
         """The first record."""
         spec = self._built.spec
         return Started(
@@ -129,6 +129,7 @@ class Downpour:
             strategy=self._recipe.strategy,
             replicas=self._downpour.replicas,
             shards=self._downpour.shards,
+            engine=engine,
         )
 
     def _replica(self) -> ReplicaSpec:
@@ -161,6 +162,7 @@ def train_asynchronously(
     recipe: Recipe,
     engine_at: EngineAt,
     *,
+    engine_name: str,
     shared: bool,
     out: Path | None = None,
     sinks: tuple[Sink, ...] | None = None,
@@ -172,7 +174,7 @@ def train_asynchronously(
 
     Arguments:
         task, recipe, out, sinks, data_root, trackers, started: as of `squall.train`.
-        engine_at: gives the engine.
+        engine_at: gives the engine; `engine_name` for the records.
         shared: its roles live in this process.
 
     Raises:
@@ -206,7 +208,10 @@ def train_asynchronously(
         signals.listen()
         with engine_at(seconds) as engine:
             journal.begin(
-                downpour.started(recipe.name, out, prints), started, trackers, dotted(recipe.model_dump(mode="json"))
+                downpour.started(recipe.name, out, prints, engine_name),
+                started,
+                trackers,
+                dotted(recipe.model_dump(mode="json")),
             )
             asked = _Asked(signals, journal)
             summary: Summary = engine.run(downpour.program(snapshots, number + 1), journal.hear, asked)

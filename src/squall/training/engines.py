@@ -9,6 +9,7 @@ from pathlib import Path
 from squall.cluster.program import Engine
 from squall.errors import InputError
 from squall.recipe import Recipe
+from squall.run.folder import LOGS
 from squall.training.asynchronous import EngineAt
 
 ENGINES = ("ray", "simulated")
@@ -37,5 +38,20 @@ def engine_of(
 
         return simulated, True
     if name == "ray":
-        raise InputError("engine=ray is not there yet", [("to do", "engine=simulated")])
+
+        @contextmanager
+        def on_ray(seconds: float) -> Iterator[Engine]:
+            from squall.engine.ray.cluster import joined, local
+            from squall.engine.ray.engine import OnRay
+
+            assert recipe.downpour is not None
+            there = (
+                joined(cluster, trusted=trust_cluster)
+                if cluster
+                else local(cpus=recipe.downpour.replicas, folder=folder or Path())
+            )
+            with there as ray:
+                yield OnRay(ray, folder / LOGS if folder else None, seconds, recipe.compute.threads)
+
+        return on_ray, False
     raise InputError(f"engine={name} is not known", [("one of", " ".join(ENGINES))])

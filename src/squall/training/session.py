@@ -157,9 +157,10 @@ def _by_roles(
     from squall.training.engines import engine_of
 
     path = Path(out) if out is not None else None
-    engine_at, shared = engine_of(engine or "ray", recipe, path, cluster, trust_cluster)
+    name = engine or "ray"
+    engine_at, shared = engine_of(name, recipe, path, cluster, trust_cluster)
     others: Any = {"sinks": sinks, "data_root": data_root, "trackers": trackers, "started": started}
-    return train_asynchronously(task, recipe, engine_at, shared=shared, out=path, **others)
+    return train_asynchronously(task, recipe, engine_at, engine_name=name, shared=shared, out=path, **others)
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

@@ -1,0 +1,281 @@
+"""A role in a process of its own: the actor that Ray places, starts and restarts, and what the role sees as its engine.
+
+Three kinds of threads. The event loop's answers calls and never works. One thread computes, work after work. Others
+wait for the disk and for tensors from other machines. Between two works of torch a control call then waits for
+milliseconds, where it would wait for a whole gradient if roles computed in the loop::
+
+    driver    live() ------------------------------------------------------> what main returned, or its error
+    callers   serve(call) --> role's method (held back until begin is over) --> value, or error
+    chief     news(after) --> records that it emitted, roles that it enlists and dismisses
+
+A role that is killed is made again by Ray, in the same actor: its pending `live` fails, and the driver asks again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import Callable, Coroutine, Generator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from squall.cluster.program import FREE, Cost, Plan, Promise, Role, Task
+from squall.engine.ray import memory
+from squall.engine.ray.calls import Callers, Calls, Message, Peers
+from squall.engine.ray.output import write_to
+from squall.errors import RunError, SquallError
+from squall.records import Record
+
+_TRANSFERS = 64
+"""Threads that wait for tensors from other machines, at most."""
+
+
+@dataclass(frozen=True)
+class Boot:
+    """What every host is told.
+
+    Attributes:
+        namespace: of the run's names in Ray.
+        began: seconds of the run at which this session began; `time.time()` then.
+        epoch: `time.time()` at the session's beginning.
+        logs: folder for what roles write to their standard output and error; None: nowhere.
+        encrypted: tensors go through Ray, whose connections are.
+        threads: of torch, for each piece of work.
+    """
+
+    namespace: str
+    began: float
+    epoch: float
+    logs: str | None
+    encrypted: bool
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Enlisted:
+    """News of the chief: a role joins (or, without a plan, leaves)."""
+
+    name: str
+    plan: Plan | None
+
+
+class Host:
+    """One role's process; a Ray actor with an event loop."""
+
+    def __init__(self, name: str, plan: Plan, boot: Boot) -> None:
+        if boot.logs is not None:
+            write_to(Path(boot.logs) / f"{name}.log")
+        self.name, self._plan, self._boot = name, plan, boot
+        self.incarnation = time.time_ns()
+        self._compute = ThreadPoolExecutor(1, "compute", lambda: torch.set_num_threads(boot.threads))
+        self._beside = ThreadPoolExecutor(1, "beside")
+        self._transfers = ThreadPoolExecutor(_TRANSFERS, "tensors")
+        self._random = random.Random(self.incarnation)
+        self._news: list[Record | Enlisted] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def _begin(self) -> None:
+        """What needs the event loop, which there is not yet when the actor is made."""
+        if self._loop is not None:
+            return
+        self._loop = asyncio.get_running_loop()
+        self._opened = asyncio.Event()
+        self._failed: asyncio.Future[BaseException] = self._loop.create_future()
+        self._written = asyncio.Event()
+        self._peers = Peers(self.name, self._boot.namespace, self._boot.encrypted, self._transfers)
+        self._callers = Callers(self._transfers)
+        self._role: Role = self._plan.make()
+        self._role.here = self
+
+    # what Ray calls
+
+    async def live(self) -> Any:
+        """Begins the role, lets calls in and does what it does of its own accord."""
+        self._begin()
+        life = asyncio.ensure_future(self._lived())
+        await asyncio.wait([life, self._failed], return_when=asyncio.FIRST_COMPLETED)
+        if self._failed.done():
+            life.cancel()
+            return _portable(self._failed.result())
+        return life.result()
+
+    async def _lived(self) -> Any:
+        try:
+            await self._role.begin()
+            self._opened.set()
+            return await self._role.main()
+        except Exception as error:
+            return _portable(error)
+
+    async def pid(self) -> int:
+        """The number of this process."""
+        return os.getpid()
+
+    async def hello(self) -> tuple[str, str, int]:
+        """Where this process is: its memory's node, its address; and which incarnation it is."""
+        self._begin()
+        return memory.node(), self._peers.address, self.incarnation
+
+    async def pair(self, caller: str, words: Any) -> Any:
+        """Opens this end of a pair with a caller on another machine."""
+        self._begin()
+        return await self._callers.accept(caller, words, self._peers.address)
+
+    async def serve(self, message: Message) -> Any:
+        """Answers a call: a value, or the error that the method raised."""
+        self._begin()
+        if message.incarnation != self.incarnation:
+            return Calls.ANOTHER
+        await self._opened.wait()
+        try:
+            async with self._callers.tensors(message) as tensors:
+                value = await getattr(self._role, message.method)(*message.values, **tensors)
+                return (value, tensors["into"].numpy()) if isinstance(message.into, np.ndarray) else value
+        except SquallError as error:
+            return _portable(error)
+        except Exception as error:
+            self._fail(error)
+            return _portable(error)
+
+    async def ask(self, word: str, value: Any) -> None:
+        """Hands over what the user asks for."""
+        self._begin()
+        await self._opened.wait()
+        await cast(Any, self._role).asked(word, value)
+
+    async def news(self, after: int, within: float) -> list[Record | Enlisted]:
+        """What the chief has said since news number `after`; waits for some."""
+        self._begin()
+        if len(self._news) <= after:
+            self._written.clear()
+            try:
+                await asyncio.wait_for(self._written.wait(), within)
+            except TimeoutError:
+                return []
+        found = self._news[after:]
+        return found
+
+    # what the role sees
+
+    def now(self) -> float:
+        return self._boot.began + time.time() - self._boot.epoch
+
+    def uniform(self) -> float:
+        return self._random.random()
+
+    async def compute(self, work: Callable[[], Any], cost: Cost = FREE) -> Any:
+        return await self._running().run_in_executor(self._compute, work)
+
+    async def beside(self, work: Callable[[], Any], cost: Cost = FREE) -> Any:
+        return await self._running().run_in_executor(self._beside, work)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    def start(self, coroutine: Coroutine[Any, Any, Any]) -> Task[Any]:
+        return _Started(self._running().create_task(coroutine), self)
+
+    def promise(self) -> Promise:
+        return _Promise(self._running().create_future())
+
+    async def first_of(self, *tasks: Task[Any] | Promise, within: float | None = None) -> None:
+        waits = [cast(_Started | _Promise, task).future for task in tasks]
+        if waits:
+            await asyncio.wait(waits, timeout=within, return_when=asyncio.FIRST_COMPLETED)
+        elif within is not None:
+            await asyncio.sleep(within)
+
+    def memory(self, num_elements: int, dtype: torch.dtype) -> torch.Tensor:
+        return memory.window(num_elements, dtype)
+
+    def handle(self, name: str) -> Any:
+        return self._peers.handle(name)
+
+    def emit(self, record: Record) -> None:
+        self._say(record)
+
+    def enlist(self, name: str, plan: Plan) -> None:
+        self._say(Enlisted(name, plan))
+
+    def dismiss(self, name: str) -> None:
+        self._say(Enlisted(name, None))
+
+    # inside
+
+    def keep(self, task: asyncio.Task[Any]) -> None:
+        """Holds a task, of which the event loop has a weak reference only."""
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _say(self, news: Record | Enlisted) -> None:
+        self._news.append(news)
+        self._written.set()
+
+    def _fail(self, error: BaseException) -> None:
+        if not self._failed.done():
+            self._failed.set_result(error)
+
+    def failed(self, error: BaseException) -> None:
+        """Work that nobody waits for raised: the program ends with it."""
+        self._fail(error)
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        assert self._loop is not None
+        return self._loop
+
+
+class _Started:
+    """A task of a role; knows whether somebody waits for it."""
+
+    def __init__(self, task: asyncio.Task[Any], host: Host) -> None:
+        self.future = task
+        self._awaited = False
+        self._host = host
+        host.keep(task)
+        task.add_done_callback(self._ended)
+
+    @property
+    def done(self) -> bool:
+        """Whether it has come to its end."""
+        return self.future.done()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        self._awaited = True
+        return self.future.__await__()
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None and not self._awaited:
+            self._host.failed(error)
+
+
+class _Promise:
+    """A promise of a role."""
+
+    def __init__(self, future: asyncio.Future[None]) -> None:
+        self.future = future
+
+    @property
+    def done(self) -> bool:
+        """Whether it was said."""
+        return self.future.done()
+
+    def keep(self) -> None:
+        """Says it."""
+        if not self.future.done():
+            self.future.set_result(None)
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return self.future.__await__()
+
+
+def _portable(error: BaseException) -> Calls.Raised:
+    """An error as it can be sent: others' exceptions may not survive the journey."""
+    return Calls.Raised(error if isinstance(error, SquallError) else RunError(f"{type(error).__name__}: {error}"))
