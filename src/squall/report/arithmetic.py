@@ -27,7 +27,9 @@ def _arithmetic(run: RunData) -> list[tuple[object, object]]:
     total, each, samples = (whole(started.get(k)) for k in ("global_batch_size", "worker_batch_size", "num_samples"))
     epochs, steps, per_epoch = (whole(started.get(key)) for key in ("epochs", "num_steps", "steps_per_epoch"))
     rows: list[tuple[object, object]] = []
-    if total > 0 and each > 0:
+    if run.asynchronous:
+        rows += _of_replicas(run)
+    elif total > 0 and each > 0:
         workers = math.ceil(total / each)
         sizes = str(each) if total % each == 0 else f"{total // workers} or {math.ceil(total / workers)}"
         rows.append(("minibatch", f"{count(total)} = {plural(workers, 'virtual worker')} × {sizes}"))
@@ -41,14 +43,36 @@ def _arithmetic(run: RunData) -> list[tuple[object, object]]:
         fate = {"drop": "{} left out", "carry": "{} carried into the next"}.get(
             str(run.recipe.get("last_batch", "short")), "the last one of {}"
         )
-        words = f"{plural(samples, 'sample')} = {plural(per_epoch, 'step')}"
-        rows.append(("epoch", words + (f", {fate.format(count(rest))}" if rest else "")))
-        rows.append(("steps", f"{count(steps)} in {plural(epochs, 'epoch')}"))
+        words = f"{plural(samples, 'sample')} = {plural(per_epoch, *run.update)}"
+        over = ", over all replicas" if run.asynchronous else ""
+        rows.append(("epoch", words + (f", {fate.format(count(rest))}" if rest else "") + over))
+        rows.append((run.update[1], f"{count(steps)} in {plural(epochs, 'epoch')}"))
     rows.append(("rate", rate_words(mapping(run.recipe.get("lr")), total, epochs)))
     rows.append(("rate used", _rate_used(run)))
     rows += _network(run)
     rows.append(("seed", str(started.get("seed", ""))))
     return rows
+
+
+def _of_replicas(run: RunData) -> list[tuple[object, object]]:
+    """Whose minibatches are updates, how often weights are fetched and gradients pushed, and how it began."""
+    started, table = run.started, mapping(run.recipe.get("downpour"))
+    size, replicas, shards = (count(whole(started.get(key))) for key in ("worker_batch_size", "replicas", "shards"))
+    fetch, push = (max(whole(table.get(key), 1), 1) for key in ("fetch_every", "push_every"))
+    update = "each an update of its own" if push == 1 else f"the sum of {count(push)} gradients is an update"
+    often = f"fetch every {'minibatch' if fetch == 1 else f'{count(fetch)} minibatches'}"
+    often += f", push every {'minibatch' if push == 1 else f'{count(push)} minibatches'}"
+    local = table.get("local_lr")
+    own = [("own steps", f"at {'the rate' if local == 'rate' else local} between fetches")] if local else []
+    warm, cap = str(table.get("warm_start", "")), table.get("max_staleness")
+    return [
+        ("minibatch", f"{size} of one replica, {update}"),
+        ("replicas", f"{replicas}: {often}"),
+        ("shards", f"{shards}, each with a slice of the weights"),
+        *own,
+        ("warm start", f"one replica alone for {warm}" if warm and not warm.startswith("0") else ""),
+        ("staleness", "" if cap is None else f"above {cap} a push is dropped"),
+    ]
 
 
 def rate_words(lr: Mapping[str, Any], total: int, epochs: int) -> str:
@@ -88,8 +112,9 @@ def _network(run: RunData) -> list[tuple[object, object]]:
     rows: list[tuple[object, object]] = []
     if parameters:
         name = f"{model.get('name')}, " if model.get("name") else ""
+        sent = "push" if run.asynchronous else "step"
         rows.append(
-            ("network", f"{name}{plural(parameters, 'parameter')}: {bytes_of(4 * parameters)} of gradient a step")
+            ("network", f"{name}{plural(parameters, 'parameter')}: {bytes_of(4 * parameters)} of gradient a {sent}")
         )
     if optimizer:
         words = [str(optimizer.get("name", ""))]
@@ -98,5 +123,6 @@ def _network(run: RunData) -> list[tuple[object, object]]:
         ]
         rows.append(("optimiser", ", ".join([*words, *["Nesterov"] * bool(optimizer.get("nesterov"))])))
     if compute:
-        rows.append(("arithmetic", f"{compute.get('precision', '')}, {compute.get('reduction', '')} reduction"))
+        reduction = "" if run.asynchronous else f", {compute.get('reduction', '')} reduction"
+        rows.append(("arithmetic", f"{compute.get('precision', '')}{reduction}"))
     return rows

@@ -48,7 +48,7 @@ def log_button(values: Sequence[float], steep: float = _STEEP) -> Literal["off",
 
 def loss(run: RunData) -> Chart | None:
     """The loss of each step and its running mean; validation and test at the ends of epochs."""
-    steps = run.steps
+    steps, called = run.steps, ("push", "pushes") if run.asynchronous else ("step", "steps")
     x = [run.at(index + 1) for index in steps.index]
     window = window_of(len(steps))
     mean = running_mean(x, steps.loss, steps.samples, window)
@@ -56,11 +56,12 @@ def loss(run: RunData) -> Chart | None:
     if mean[1]:
         raw = thinned(x, steps.loss)
         if window > 1:
-            traces.append(line("each step", *raw, "$c1/0.28", width=1))
-        name = f"training, mean of {count(window)} steps" if window > 1 else "training"
+            traces.append(line(f"each {called[0]}", *raw, "$c1/0.28", width=1))
+        name = f"training, mean of {count(window)} {called[1]}" if window > 1 else "training"
         traces.append(line(name, *mean, SPLIT_COLOURS["train"]))
         first, last = written(raw[1][0]), written(mean[1][-1])
-        words.append(f"Training from {first} to {last} in {plural(len(steps), 'step')}.")
+        seen = f" of {plural(round(sum(steps.samples)), 'sample')} in all" if run.asynchronous else ""
+        words.append(f"Training from {first} to {last} in {plural(len(steps), *called)}{seen}.")
     for split in ("train", "val", "test"):
         at, values = run.of_epochs(split, "loss")
         if not any(map(math.isfinite, values)) or (split == "train" and len(at) > _MOST_EPOCH_MARKERS):
@@ -118,16 +119,18 @@ def _logged(run: RunData, name: str) -> Chart | None:
 
 
 def rate(run: RunData) -> Chart | None:
-    """The rate of each step."""
-    steps = run.steps
-    x, y = thinned([run.at(index + 1) for index in steps.index], steps.lr)
+    """The rate of each step, or at the ends of epochs."""
+    at, rates = run.rates()
+    x, y = thinned([run.at(step) for step in at], rates)
     if not y:
         return None
-    top = max(y)
+    top, ends = max(y), "; at the ends of epochs" if run.asynchronous else ""
     first = f"First {written(y[0])}"
-    highest = f", highest {written(top)} in step {count(steps.index[steps.lr.index(top)])}" if top > y[0] else ""
-    words = f"{first}{highest}, last {written(y[-1])}."
-    drawn = figure([line("rate", x, y, "$c4")], axis(run), xaxis=over(run), yaxis={"rangemode": "tozero"})
+    where = f"{run.update[0]} {count(round(at[rates.index(top)]) - 1)}"
+    highest = f", highest {written(top)} in {where}" if top > y[0] else ""
+    words = f"{first}{highest}, last {written(y[-1])}{ends}."
+    trace = (dotted if run.asynchronous else line)("rate", x, y, "$c4")
+    drawn = figure([trace], axis(run), xaxis=over(run), yaxis={"rangemode": "tozero"})
     button = log_button(y, math.inf)
     return Chart("rate", "Rate", drawn, words, log=button, linked=LINKED)
 

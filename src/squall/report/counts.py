@@ -60,7 +60,7 @@ def _so_far(run: RunData) -> list[Html]:
     if run.state != "running":
         why = "The run came to no end at which they are counted on the shards."
     lost = sum(mark.lost for lane in lanes(run) if lane.is_shard for mark in lane.marks)
-    said = f"{plural(run.steps_done, 'minibatch', 'minibatches')} settled by {plural(len(run.pushes), 'push', 'pushes')}"
+    said = f"{plural(run.steps_done, *run.update)} settled by {plural(len(run.pushes), 'push', 'pushes')}"
     said += f"; {plural(run.pushes.dropped, 'answer')} of shards: dropped as too stale" if run.pushes.dropped else ""
     said += f"; {plural(lost, 'minibatch', 'minibatches')} lost with shards" if lost else ""
     return [paragraph(f"{said}. {why}")]

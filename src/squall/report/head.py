@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from squall.report.blocks import code, paragraph
+from squall.report.pushes import staleness
 from squall.report.read import SPLITS, RunData
 from squall.report.sessions import sessions
 from squall.report.values import mapping, number, whole
@@ -60,7 +61,7 @@ def facts(found: Sequence[Fact]) -> Html:
 def state(run: RunData) -> Html:
     """How the run ended or how far it is, in a sentence, and what to do."""
     outcome, done, total = run.state, run.steps_done, whole(run.started.get("num_steps"))
-    of = f"{count(done)} of {plural(total, 'step')}" if total else plural(done, "step")
+    of = f"{count(done)} of {plural(total, *run.update)}" if total else plural(done, *run.update)
     lines = [paragraph(badge(outcome), " ", _sentence(run, outcome, of), kind="state")]
     why = [session.why for session in sessions(run)[-1:] if outcome not in ("running", "finished")]
     said = [str(text) for text in (run.result.get("error"), *why, run.ended.get("advice")) if text]
@@ -77,15 +78,17 @@ def state(run: RunData) -> Html:
 
 
 def _sentence(run: RunData, outcome: str, of: str) -> str:
-    at = f"step {count(whole(run.result.get(f'{outcome}_at_step'), run.steps_done))}"
-    hosts = run.processes
-    on = f"on {' → '.join(map(count, hosts[-6:]))} process{'' if hosts == (1,) else 'es'}"
+    at = f"{run.update[0]} {count(whole(run.result.get(f'{outcome}_at_step'), run.steps_done))}"
+    hosts, (one, many) = run.processes, run.worker
+    on = f"on {' → '.join(map(count, hosts[-6:]))} {one if hosts == (1,) else many}"
+    if run.asynchronous:
+        on += f" and {plural(whole(run.started.get('shards')), 'shard')}{' in simulated time' * run.simulated}"
     if outcome == "running":
         left = seconds_left(run)
         return f"{of}{f', about {duration(left)} left' if math.isfinite(left) else ''}; {on}"
     if outcome == "finished":
         epochs = plural(len(run.epochs) or whole(run.started.get("epochs")), "epoch")
-        return f"{epochs}, {plural(whole(run.started.get('num_steps')) or run.steps_done, 'step')}, {on}"
+        return f"{epochs}, {plural(whole(run.started.get('num_steps')) or run.steps_done, *run.update)}, {on}"
     if outcome == "submitted":
         return "waits for its turn; nothing is trained yet"
     if outcome == "killed":
@@ -122,7 +125,11 @@ def score(run: RunData) -> Fact:
             if math.isfinite(value):
                 return Fact(f"{SPLITS[split]} {name}", written(value), epoch)
     losses = [number(e.get("train_loss")) for e in run.epochs[-1:]] or list(run.steps.loss[-1:]) or [math.nan]
-    return Fact("training loss", written(losses[0]), epoch or ("of the last step" if not run.epochs else ""))
+    return Fact(
+        "training loss",
+        written(losses[0]),
+        epoch or (f"of the last {'push' if run.asynchronous else 'step'}" if not run.epochs else ""),
+    )
 
 
 def _numbers(run: RunData) -> list[Fact]:
@@ -131,15 +138,26 @@ def _numbers(run: RunData) -> list[Fact]:
     beside = f"{duration(measuring)} of it evaluation" if measuring > 0 else ""
     processes = run.processes[-1]
     speed = run.speed
-    each = f"{written(speed / processes)} a process" if math.isfinite(speed) and processes > 1 else ""
+    each = f"{written(speed / processes)} a {run.worker[0]}" if math.isfinite(speed) and processes > 1 else ""
     found = [
-        Fact("time", duration(run.seconds), beside),
-        Fact("samples a second", f"{speed:,.0f}" if math.isfinite(speed) else NONE, each),
+        Fact("simulated time" if run.simulated else "time", duration(run.seconds), beside),
+        Fact(f"samples a {run.second}", f"{speed:,.0f}" if math.isfinite(speed) else NONE, each),
+        *_of_pushes(run),
     ]
     total = whole(run.started.get("epochs"))
     if run.state != "finished" and total:
         found.append(Fact("epochs", f"{len(epochs)} of {total}"))
     return found
+
+
+def _of_pushes(run: RunData) -> list[Fact]:
+    """What is asked first of an asynchronous run: how stale its gradients are, and who is there."""
+    found = staleness(run)
+    facts_ = [Fact("staleness", written(found.mean, 3), f"{count(max(found.counts))} at most")] if found.known else []
+    if run.state == "running" and run.pushes.alive:
+        began = whole(run.started.get("replicas"))
+        facts_.append(Fact("replicas", count(run.pushes.alive[-1]), f"of {count(began)} at the beginning"))
+    return facts_
 
 
 def weights(run: RunData) -> Html:

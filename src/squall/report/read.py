@@ -120,9 +120,9 @@ class RunData:
         return ("replica", "replicas") if self.asynchronous else ("process", "processes")
 
     @property
-    def update(self) -> str:
-        """What its steps are: "step" or "minibatch"."""
-        return "minibatch" if self.asynchronous else "step"
+    def update(self) -> tuple[str, str]:
+        """What its steps are called, one and many: "step" or "minibatch"."""
+        return ("minibatch", "minibatches") if self.asynchronous else ("step", "steps")
 
     @property
     def state(self) -> str:
@@ -171,6 +171,13 @@ class RunData:
                 return number(value)
         ends = [number(epoch.get("seconds")) for epoch in self.epochs[-1:]] + list(self.steps.seconds[-1:])
         return max((end for end in ends if math.isfinite(end)), default=math.nan)
+
+    def rates(self) -> tuple[list[float], list[float]]:
+        """Numbers of updates and the rate of the last of them: after each step; of pushes, at the ends of epochs."""
+        if not self.asynchronous:
+            return [index + 1.0 for index in self.steps.index], list(self.steps.lr)
+        known = [(whole(epoch.get("step")) + 1.0, number(epoch.get("lr"))) for epoch in self.epochs]
+        return [at for at, _ in known], [rate for _, rate in known]
 
     def of_epochs(self, split: str, metric: str) -> tuple[list[int], list[float]]:
         """Epochs (from 1) at whose end a metric was measured on a split, and its values."""

@@ -171,10 +171,13 @@ def histogram(run: RunData) -> Chart | None:
     shards = max(whole(run.started.get("shards")), 1)
     answers = f"Counted on each of {plural(shards, 'shard')}"
     told += [answers] * (shards > 1)
-    told += [f"{plural(found.unknown, 'answer')} told none: a shard was restarted in between, or knew these minibatches"] * (
-        found.unknown > 0
-    )
-    names = [str(place * width) if width == 1 else f"{place * width} – {place * width + width - 1}" for place in range(len(numbers))]
+    told += [
+        f"{plural(found.unknown, 'answer')} told none: a shard was restarted in between, or knew these minibatches"
+    ] * (found.unknown > 0)
+    names = [
+        str(place * width) if width == 1 else f"{place * width} – {place * width + width - 1}"
+        for place in range(len(numbers))
+    ]
     hover = {"text": names, "textposition": "none", "hovertemplate": "%{text}: %{y:,}<extra></extra>"}
     axis: dict[str, Any] = {"range": [-0.75 * width, most + 0.75 * width], **({"dtick": 1} if most <= 12 else {})}
     drawn = figure(
@@ -183,7 +186,7 @@ def histogram(run: RunData) -> Chart | None:
         shapes=[{**shape, "layer": "above"}],
         annotations=[words],
         xaxis=axis,
-        yaxis=thousands(max(numbers)),
+        yaxis={**thousands(max(numbers)), "range": [0, 1.12 * max(numbers)]},
         bargap=0.12,
         hovermode="closest",
     )
@@ -209,7 +212,9 @@ def work(run: RunData) -> list[Chart]:
     hover = {"text": [plain(share.name) for share in found], "textposition": "none"}
     layout: dict[str, Any] = {"xaxis": axis, "bargap": 0.25, "hovermode": "closest"}
     least, most = min(found, key=lambda s: s.minibatches), max(found, key=lambda s: s.minibatches)
-    said = f"{plural(len(found), 'replica')} computed {plural(total, 'minibatch', 'minibatches')}, {written(even, 3)} each"
+    said = (
+        f"{plural(len(found), 'replica')} computed {plural(total, 'minibatch', 'minibatches')}, {written(even, 3)} each"
+    )
     if len(found) > 1:
         ends = [f"{plain(share.name)} {count(share.minibatches)}" for share in (most, least)]
         said += f" on average; most {ends[0]}, least {ends[1]}. Dashed: equal shares"
@@ -224,7 +229,11 @@ def work(run: RunData) -> list[Chart]:
         return charts
     seconds, stalled = sum(share.seconds for share in found), sum(share.stalled for share in found)
     words = f"Computing stood still for fetches and pushes {written(100 * stalled / seconds, 3)} % of the time of all replicas"
-    words += f"; at most {written(max(stood), 3)} %, {plain(found[still.index(max(stood))].name)}." if len(found) > 1 else "."
+    words += (
+        f"; at most {written(max(stood), 3)} %, {plain(found[still.index(max(stood))].name)}."
+        if len(found) > 1
+        else "."
+    )
     waits = bars("stood still", x, still, "$c2", **hover, hovertemplate="%{text}: %{y:.3~g} %<extra></extra>")
     top = {"ticksuffix": " %", "rangemode": "tozero", **({"range": [0, 1]} if max(stood) < 0.9 else {})}
     second = figure([waits], "replica", yaxis=top, **layout)

@@ -19,11 +19,12 @@ from squall.report.groups import (
     split_used,
 )
 from squall.report.head import Fact, badge, facts, score, title
+from squall.report.pushes import staleness
 from squall.report.read import SPLITS, RunData
 from squall.report.single import single
 from squall.report.tables import told
 from squall.report.values import mapping, number, whole
-from squall.report.words import NONE, Html, duration, join, plural, safe, shares, shortly
+from squall.report.words import NONE, Html, duration, join, plural, safe, shares, shortly, written
 from squall.units import count
 
 _MOST_KEYS = 40
@@ -75,23 +76,31 @@ def _head(runs: Sequence[RunData], grouped: Sequence[Group]) -> Html:
 def _table(runs: Sequence[RunData]) -> Block:
     split = split_used(runs)
     result = f"{SPLITS[split]} error" if split else "result"
-    head = ["run", "", result, "time", "samples/s", "processes", "seed", "minibatch", "epochs", "weights"]
+    mixed = any(run.asynchronous for run in runs)
+    own = ["strategy", "staleness"] if mixed else []
+    head = ["run", "", result, "time", "samples/s", "processes", "seed", "minibatch", "epochs", *own, "weights"]
     rows = [
         (
             Html(f'<span class="swatch {together.colour(at).lstrip("$")}"></span>{safe(run.label)}'),
             badge(run.state),
             shares(1 - run.measured(split, "accuracy")) if split else f"{score(run).value} {score(run).label}",
-            duration(run.seconds),
+            duration(run.seconds) + " simulated" * run.simulated,
             f"{run.speed:,.0f}" if math.isfinite(run.speed) else NONE,
-            " → ".join(map(count, run.processes)),
+            " → ".join(map(count, run.processes)) + " replicas" * run.asynchronous,
             seed_of(run) or NONE,
             count(whole(run.started.get("global_batch_size"))),
             count(len(run.epochs)),
+            *((str(run.started.get("strategy", NONE)), _stale(run)) if mixed else ()),
             code(shortly(run.result["weights_sha256"], 8)) if run.result.get("weights_sha256") else NONE,
         )
         for at, run in enumerate(runs)
     ]
     return text_block("runs", table("Runs", head, rows, words=(0, 1)))
+
+
+def _stale(run: RunData) -> str:
+    """The mean staleness of a run that has one."""
+    return written(staleness(run).mean, 3) if run.asynchronous else NONE
 
 
 def _bits(runs: Sequence[RunData]) -> Block | None:
@@ -100,7 +109,7 @@ def _bits(runs: Sequence[RunData]) -> Block | None:
     for some in same_weights(runs):
         digest = code(shortly(some[0].result["weights_sha256"]))
         hosts = sorted({processes for run in some for processes in run.processes})
-        on = f", on {', '.join(map(str, hosts))} processes" if len(hosts) > 1 else ""
+        on = f", on {', '.join(map(str, hosts))} {some[0].worker[1]}" if len(hosts) > 1 else ""
         lines.append(
             paragraph("Bit for bit the same weights ", digest, f"{on}: {', '.join(run.label for run in some)}.")
         )

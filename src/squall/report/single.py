@@ -45,7 +45,7 @@ def _title(run: RunData) -> str:
 def _replicas(run: RunData) -> list[Block | Chart | None]:
     """Who was there, how stale their gradients were, who did how much."""
     plots = [replicas.histogram(run), replicas.pace(run), *replicas.work(run)]
-    return [replicas.timeline(run), *plots, counts.replicas(run)]
+    return [*plots, replicas.timeline(run), counts.replicas(run)]
 
 
 def _notes(run: RunData) -> Block | None:

@@ -14,7 +14,7 @@ from squall.report.series import median
 from squall.report.sessions import Save, SessionData, sessions, slow_ranks
 from squall.report.values import mapping, number
 from squall.report.words import NONE, Html, bytes_of, duration, plural, safe, when
-from squall.report.work import split_of_epochs
+from squall.report.work import split_of_epochs, whose
 from squall.units import count
 
 _MEANING = {
@@ -24,6 +24,11 @@ _MEANING = {
     "wait": "for slower ranks",
     "save": "copying the state: for a checkpoint, before an epoch's last step",
     "evaluation": "between epochs, on validation and test data",
+}
+_OF_REPLICAS = {
+    "compute": "forward, backward, reading batches: the sum over replicas",
+    "communication": "computing stood still for a fetch or a push",
+    "evaluation": "the server's weights on validation and test data, beside the training",
 }
 _MOST_SLOW = 20
 
@@ -37,15 +42,17 @@ def time_table(run: RunData) -> Block | None:
         return None
     epochs = len(run.epochs)
     rows = [
-        (_part(name), f"{100 * seconds / whole_time:.1f} %", duration(seconds), duration(seconds / epochs))
+        (_part(name, run), f"{100 * seconds / whole_time:.1f} %", duration(seconds), duration(seconds / epochs))
         for name, seconds in totals.items()
+        if seconds or not run.asynchronous
     ]
     head = ["part", "share", "in all", "an epoch"]
-    return text_block("time-table", table("Where the time goes, on rank 0", head, rows))
+    return text_block("time-table", table(f"Where the time goes, {whose(run)}", head, rows))
 
 
-def _part(name: str) -> Html:
-    return Html(f"{safe(name)}<small>{safe(_MEANING[name])}</small>")
+def _part(name: str, run: RunData) -> Html:
+    meaning = _OF_REPLICAS.get(name, _MEANING[name]) if run.asynchronous else _MEANING[name]
+    return Html(f"{safe(name)}<small>{safe(meaning)}</small>")
 
 
 def slow_block(run: RunData) -> Block | None:
@@ -63,7 +70,7 @@ def sessions_table(run: RunData) -> Block | None:
     found = sessions(run)
     if not found:
         return None
-    head = ["", "began", "worked", "host", "steps", "processes", "checkpoints", "ended"]
+    head = ["", "began", "worked", "host", run.update[1], run.worker[1], "checkpoints", "ended"]
     rows = [_session(session) for session in found]
     listed = table("Sessions", head, rows, words=(0, 1, 3, 7), tall=len(rows) > 12)
     return text_block("sessions-table", listed)
@@ -88,16 +95,17 @@ def saves_table(run: RunData) -> Block | None:
     lines = []
     if good:
         blocked = [save.blocked for save in good]
-        step = _step_seconds(run)
+        step = 0.0 if run.asynchronous else _step_seconds(run)
         against = f", {max(blocked) / step:.2f} of a step at most" if step > 0 else ""
+        who = "The slowest shard" if run.asynchronous else "Training"
         lines.append(
-            f"{plural(len(good), 'checkpoint')} saved. Training stood still for {duration(sum(blocked))} in all "
+            f"{plural(len(good), 'checkpoint')} saved. {who} stood still for {duration(sum(blocked))} in all "
             f"(median {duration(median(blocked))}, most {duration(max(blocked))}{against}); "
             f"writing took {duration(median([save.seconds for save in good]))} beside it (median)."
         )
     if len(saves) > len(good):
         lines.append(f"{plural(len(saves) - len(good), 'checkpoint')} could not be written.")
-    head = ["step", "session", "blocked", "written in", "size", "MB/s", ""]
+    head = [run.update[0], "session", "blocked", "written in", "size", "MB/s", ""]
     columns = len(head) if len(saves) > len(good) else len(head) - 1
     rows = [_save(save)[:columns] for save in saves]
     listed = table("Checkpoints", head[:columns], rows, words=(6,), tall=len(saves) > 8)

@@ -15,7 +15,7 @@ from squall.report.read import SPLITS, RunData
 from squall.report.series import running_mean, thinned, window_of
 from squall.report.values import number, whole
 from squall.report.words import plain, written
-from squall.report.work import split_of_epochs
+from squall.report.work import split_of_epochs, whose
 
 _MOST_NAMED = 12
 _STEEP = 10.0  # runs differ where their errors are small: a logarithmic axis shows it
@@ -38,6 +38,12 @@ def _at(run: RunData, axis: str, steps: float) -> float:
     return run.at(steps) if axis == "epoch" else steps
 
 
+def _updates(runs: Sequence[RunData]) -> str:
+    """What a loss is of."""
+    kinds = {"pushes" if run.asynchronous else "steps": None for run in runs}
+    return " or ".join(sorted(kinds, reverse=True))
+
+
 def _frame(runs: Sequence[RunData], axis: str) -> dict[str, Any]:
     x = over(*(run for run in runs if run.started)) if axis == "epoch" else over()
     return {"xaxis": x, "showlegend": len(runs) <= _MOST_NAMED}
@@ -55,7 +61,7 @@ def loss(runs: Sequence[RunData]) -> Chart | None:
             drawn_values += ys
     if not traces:
         return None
-    words = "Training loss: a running mean over a fiftieth of each run's steps."
+    words = f"Training loss: a running mean over a fiftieth of each run's {_updates(runs)}."
     drawn = figure(traces, axis, **_frame(runs, axis))
     return Chart("loss", "Loss", drawn, words, log=log_button(drawn_values, _STEEP), linked=LINKED)
 
@@ -110,7 +116,8 @@ def rate(runs: Sequence[RunData]) -> Chart | None:
     """Each run's rate."""
     axis, traces = _axis(runs), []
     for at, run in enumerate(runs):
-        x, y = thinned([_at(run, axis, index + 1) for index in run.steps.index], run.steps.lr, 400)
+        steps, rates = run.rates()
+        x, y = thinned([_at(run, axis, step) for step in steps], rates, 400)
         if y:
             traces.append(line(run.label, x, y, colour(at), line=_style(at)))
     if not traces:
@@ -158,7 +165,10 @@ def time(runs: Sequence[RunData]) -> Chart | None:
     layout: dict[str, Any] = {"barmode": "stack", "bargap": 0.3, "hovermode": "y unified", "yaxis": y}
     drawn = figure(traces, "seconds", **layout)
     drawn["height"] = min(max(300, 90 + 24 * len(runs)), 900)
-    return Chart("time", "Where the time goes", drawn, "On rank 0, over all epochs.")
+    where = " or ".join(dict.fromkeys(whose(run) for run in runs if run.epochs))
+    simulated = " Of simulated runs, simulated seconds." if any(run.simulated for run in runs) else ""
+    words = f"{where[:1].upper()}{where[1:]}, over all epochs.{simulated}"
+    return Chart("time", "Where the time goes", drawn, words)
 
 
 def scaling_charts(found: Sequence[tuple[Group, Sequence[tuple[int, float, float]]]]) -> list[Chart]:

@@ -41,7 +41,7 @@ def speed(run: RunData) -> Chart | None:
         xaxis=over(run),
         yaxis=thousands(max(finite)),
     )
-    return Chart("speed", "Throughput", drawn, " ".join([words, *told]), unit="samples/s", linked=LINKED)
+    return Chart("speed", "Throughput", drawn, " ".join([words, *told]), unit=f"samples/{_s(run)}", linked=LINKED)
 
 
 def _speed_of_steps(run: RunData) -> tuple[list[float], list[float]]:
@@ -69,7 +69,18 @@ def time(run: RunData) -> Chart | None:
     traces = [bars(name, x, values, PART_COLOURS[name], hovertemplate="%{y:.3~s}s") for name, values in used.items()]
     gap = 0.15 if len(x) <= 60 else 0
     drawn = figure(traces, axis(run), barmode="stack", bargap=gap, xaxis=over(run))
-    return Chart("time", "Where the time goes", drawn, f"{words.capitalize()}.", unit="s on rank 0", linked=LINKED)
+    return Chart(
+        "time", "Where the time goes", drawn, f"{words.capitalize()}.", unit=f"{_s(run)} {whose(run)}", linked=LINKED
+    )
+
+
+def whose(run: RunData) -> str:
+    """Whose time is told of."""
+    return "of all replicas" if run.asynchronous else "on rank 0"
+
+
+def _s(run: RunData) -> str:
+    return "simulated s" if run.simulated else "s"
 
 
 def split_of_epochs(run: RunData) -> tuple[list[float], dict[str, list[float]]]:
@@ -145,20 +156,20 @@ def timeline(run: RunData) -> Chart | None:
     traces: list[dict[str, Any]] = []
     for session in found:
         colour = "$c2" if session.outcome in ("killed", "failed", "diverged") else "$c1"
-        text = f"session {session.number}: {plural(session.processes, 'process', 'processes')}, {session.outcome}"
+        text = f"session {session.number}: {plural(session.processes, *run.worker)}, {session.outcome}"
         x, y = [run.at(session.first_step), run.at(session.last_step)], [float(session.number)] * 2
         told: dict[str, Any] = {"text": [plain(text, 80)] * 2, "hovertemplate": "%{text}<extra></extra>"}
         traces.append(line(text, x, y, colour, width=lane, showlegend=False, **told))
     saves = [(run.at(save.step), float(session.number), save) for session in found for save in session.saves]
     good = [place for place in saves if not place[2].error]
     bad = [place for place in saves if place[2].error]
-    traces += [_saves("checkpoint", good, "line-ns-open", "$surface", lane)] * bool(good)
-    traces += [_saves("checkpoint failed", bad, "x", "$bad", lane)] * bool(bad)
+    traces += [_saves("checkpoint", good, "line-ns-open", "$surface", lane, run.update[0])] * bool(good)
+    traces += [_saves("checkpoint failed", bad, "x", "$bad", lane, run.update[0])] * bool(bad)
     words = [plural(len(found), "session"), plural(len(found) - 1, "restart"), plural(len(good), "checkpoint")]
     words += [f"{count(len(bad))} failed"] if bad else []
     few = len(found) <= _FEW_SESSIONS
     ticks = found if few else found[:: math.ceil(len(found) / _FEW_SESSIONS)]
-    names = [f"{s.number}: {plural(s.processes, 'process', 'processes')}" if few else str(s.number) for s in ticks]
+    names = [f"{s.number}: {plural(s.processes, *run.worker)}" if few else str(s.number) for s in ticks]
     y_axis: dict[str, Any] = {"tickvals": [s.number for s in ticks], "ticktext": names, "showgrid": False}
     y_axis |= {"autorange": False, "range": [len(found) + 0.6, 0.4]}
     x_axis = {**over(run), "rangemode": "tozero"}
@@ -168,11 +179,11 @@ def timeline(run: RunData) -> Chart | None:
 
 
 def _saves(
-    name: str, places: Sequence[tuple[float, float, Save]], symbol: str, colour: str, lane: float
+    name: str, places: Sequence[tuple[float, float, Save]], symbol: str, colour: str, lane: float, update: str
 ) -> dict[str, Any]:
     """Marks on the lanes where checkpoints were saved, or were not."""
     told = [
-        f"step {count(save.step)}: {plain(save.error, 80) or f'saved, blocked {duration(save.blocked)}'}"
+        f"{update} {count(save.step)}: {plain(save.error, 80) or f'saved, blocked {duration(save.blocked)}'}"
         for _, _, save in places
     ]
     marker = {"color": colour, "symbol": symbol, "size": min(9, lane), "line": {"color": "$surface", "width": 1.5}}

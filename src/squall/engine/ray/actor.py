@@ -74,26 +74,21 @@ class Host:
             write_to(Path(boot.logs) / f"{name}.log")
         self.name, self._plan, self._boot = name, plan, boot
         self.incarnation = time.time_ns()
-        self._compute = ThreadPoolExecutor(1, "compute", lambda: torch.set_num_threads(boot.threads))
-        self._beside = ThreadPoolExecutor(1, "beside")
         self._transfers = ThreadPoolExecutor(_TRANSFERS, "tensors")
-        self._random = random.Random(self.incarnation)
         self._news: list[Record | Enlisted] = []
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._role: Role | None = None
 
     def _begin(self) -> None:
         """What needs the event loop, which there is not yet when the actor is made."""
-        if self._loop is not None:
+        if self._role is not None:
             return
-        self._loop = asyncio.get_running_loop()
         self._opened = asyncio.Event()
-        self._failed: asyncio.Future[BaseException] = self._loop.create_future()
+        self._failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
         self._written = asyncio.Event()
         self._peers = Peers(self.name, self._boot.namespace, self._boot.encrypted, self._transfers)
         self._callers = Callers(self._transfers)
-        self._role: Role = self._plan.make()
-        self._role.here = self
+        self._role = self._plan.make()
+        self._role.here = _Here(self, self._peers, self._boot)
 
     # what Ray calls
 
@@ -109,9 +104,10 @@ class Host:
 
     async def _lived(self) -> Any:
         try:
-            await self._role.begin()
+            role = cast(Role, self._role)
+            await role.begin()
             self._opened.set()
-            return await self._role.main()
+            return await role.main()
         except Exception as error:
             return _portable(error)
 
@@ -142,7 +138,7 @@ class Host:
         except SquallError as error:
             return _portable(error)
         except Exception as error:
-            self._fail(error)
+            self.fail(error)
             return _portable(error)
 
     async def ask(self, word: str, value: Any) -> None:
@@ -160,10 +156,32 @@ class Host:
                 await asyncio.wait_for(self._written.wait(), within)
             except TimeoutError:
                 return []
-        found = self._news[after:]
-        return found
+        return self._news[after:]
 
-    # what the role sees
+    # what its role's engine calls
+
+    def say(self, news: Record | Enlisted) -> None:
+        """Keeps news until the driver asks."""
+        self._news.append(news)
+        self._written.set()
+
+    def fail(self, error: BaseException) -> None:
+        """Work that nobody waits for raised: the program ends with it."""
+        if not self._failed.done():
+            self._failed.set_result(error)
+
+
+class _Here:
+    """What the role sees as its engine (`Here`)."""
+
+    def __init__(self, host: Host, peers: Peers, boot: Boot) -> None:
+        self.name, self.incarnation = host.name, host.incarnation
+        self._host, self._peers, self._boot = host, peers, boot
+        self._loop = asyncio.get_running_loop()
+        self._compute = ThreadPoolExecutor(1, "compute", lambda: torch.set_num_threads(boot.threads))
+        self._beside = ThreadPoolExecutor(1, "beside")
+        self._random = random.Random(host.incarnation)
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     def now(self) -> float:
         return self._boot.began + time.time() - self._boot.epoch
@@ -172,19 +190,22 @@ class Host:
         return self._random.random()
 
     async def compute(self, work: Callable[[], Any], cost: Cost = FREE) -> Any:
-        return await self._running().run_in_executor(self._compute, work)
+        return await self._loop.run_in_executor(self._compute, work)
 
     async def beside(self, work: Callable[[], Any], cost: Cost = FREE) -> Any:
-        return await self._running().run_in_executor(self._beside, work)
+        return await self._loop.run_in_executor(self._beside, work)
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
     def start(self, coroutine: Coroutine[Any, Any, Any]) -> Task[Any]:
-        return _Started(self._running().create_task(coroutine), self)
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)  # the loop itself holds it weakly
+        task.add_done_callback(self._tasks.discard)
+        return _Started(task, self._host)
 
     def promise(self) -> Promise:
-        return _Promise(self._running().create_future())
+        return _Promise(self._loop.create_future())
 
     async def first_of(self, *tasks: Task[Any] | Promise, within: float | None = None) -> None:
         waits = [cast(_Started | _Promise, task).future for task in tasks]
@@ -200,36 +221,13 @@ class Host:
         return self._peers.handle(name)
 
     def emit(self, record: Record) -> None:
-        self._say(record)
+        self._host.say(record)
 
     def enlist(self, name: str, plan: Plan) -> None:
-        self._say(Enlisted(name, plan))
+        self._host.say(Enlisted(name, plan))
 
     def dismiss(self, name: str) -> None:
-        self._say(Enlisted(name, None))
-
-    # inside
-
-    def keep(self, task: asyncio.Task[Any]) -> None:
-        """Holds a task, of which the event loop has a weak reference only."""
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    def _say(self, news: Record | Enlisted) -> None:
-        self._news.append(news)
-        self._written.set()
-
-    def _fail(self, error: BaseException) -> None:
-        if not self._failed.done():
-            self._failed.set_result(error)
-
-    def failed(self, error: BaseException) -> None:
-        """Work that nobody waits for raised: the program ends with it."""
-        self._fail(error)
-
-    def _running(self) -> asyncio.AbstractEventLoop:
-        assert self._loop is not None
-        return self._loop
+        self._host.say(Enlisted(name, None))
 
 
 class _Started:
@@ -239,7 +237,6 @@ class _Started:
         self.future = task
         self._awaited = False
         self._host = host
-        host.keep(task)
         task.add_done_callback(self._ended)
 
     @property
@@ -253,7 +250,7 @@ class _Started:
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None and not self._awaited:
-            self._host.failed(error)
+            self._host.fail(error)
 
 
 class _Promise:

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -91,7 +91,7 @@ class Peers:
 
         self.name, self.namespace, self.encrypted, self.threads = name, namespace, encrypted, threads
         self.ray = ray
-        self.address: str = ray.util.get_node_ip_address()
+        self.address = str(cast(Any, ray.util).get_node_ip_address())
         self.numbers = itertools.count()
         self._handles: dict[str, Peer] = {}
 

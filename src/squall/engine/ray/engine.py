@@ -155,7 +155,7 @@ class OnRay:
             "max_concurrency": _CALLS_AT_ONCE,
             "scheduling_strategy": self._placed(plan),
         }
-        actor = self._actor.options(**options).remote(name, plan, self._boot)
+        actor: Any = self._actor.options(**options).remote(name, plan, self._boot)
         self._lives[name] = _Life(plan, actor, actor.live.remote())
 
     def _placed(self, plan: Plan) -> Any:

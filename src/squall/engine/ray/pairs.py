@@ -184,7 +184,7 @@ class Pair:
 
         def transfer(group: Any, deadline: float) -> None:
             received = [group.recv([piece], self._peer_rank, data) for piece in pieces]
-            for work in received:
+            for work in reversed(received):
                 _wait(work, deadline)
             _wait(group.send([_empty()], self._peer_rank, answer), deadline)
 
