@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from squall.engine.leftovers import marked
+from squall.engine.ray import admission
 from squall.engine.ray import cluster as cluster_module
 from squall.engine.ray.cluster import joined, local
 from squall.engine.ray.keeper import MARK
@@ -442,7 +443,7 @@ def test_a_cluster_that_is_not_there():
 
 
 def test_a_host_that_does_not_answer(monkeypatch):
-    monkeypatch.setattr(cluster_module, "_REACH_S", 0.2)
+    monkeypatch.setattr(admission, "_REACH_S", 0.2)
     with socket.create_server(("127.0.0.1", 0), backlog=0) as silent:
         address = silent.getsockname()
         with socket.create_connection(address), socket.socket() as second:  # its queue is full now: SYNs are dropped
@@ -470,7 +471,7 @@ def test_no_address(address):
 
 
 def test_a_machine_that_is_no_node(monkeypatch):
-    monkeypatch.setattr(cluster_module, "look", lambda *_: Seen(nodes=("203.0.113.1", "203.0.113.2")))
+    monkeypatch.setattr(admission, "look", lambda *_: Seen(nodes=("203.0.113.1", "203.0.113.2")))
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         with (

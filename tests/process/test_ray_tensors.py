@@ -305,7 +305,7 @@ def opened(peer: Peer, within: float = 30) -> Pair:
 
 @pytest.fixture(autouse=True)
 def countable() -> Iterator[None]:
-    """Gloo's thread and descriptors of this process go with each test, torch makes no threads, the fork server is up."""
+    """So that tests can count: Gloo's thread goes with each test, torch makes none, the fork server is there."""
     forkserver.ensure_running()
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
-from squall.cli import header, summary, terminal
+from squall.cli import bar as bar_
+from squall.cli import header, summary
+from squall.cli.bar import Bar
 from squall.cli.header import Words
 from squall.cli.sizes import order_of
-from squall.cli.terminal import Bar, Terminal, json_lines
+from squall.cli.terminal import Terminal, json_lines
 from squall.recipe import Recipe, load, override, read
 from squall.records import Ended, EpochEnded, Noted, Record, Started, Stepped
 from squall.report.ledger import sentence
@@ -269,10 +271,10 @@ class Screen(io.StringIO):
 
 def test_a_thousand_steps_in_a_second_redraw_the_bar_at_most_ten_times(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(bar_.time, "monotonic", lambda: now[0])
     drawn = []
-    monkeypatch.setattr(terminal.Live, "refresh", lambda self: drawn.append(now[0]))
-    bar = Bar(terminal.Console(file=Screen(), force_terminal=True))
+    monkeypatch.setattr(bar_.Live, "refresh", lambda self: drawn.append(now[0]))
+    bar = Bar(bar_.Console(file=Screen(), force_terminal=True))
     beginning = started(load("digits"))
     for index in range(1000):
         now[0] += 0.001
@@ -300,7 +302,7 @@ def test_without_colours_the_bar_still_shows_how_far_it_is(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     out = Screen()
-    bar = Bar(terminal.Console(file=out, force_terminal=True, color_system="standard", no_color=no_color))
+    bar = Bar(bar_.Console(file=out, force_terminal=True, color_system="standard", no_color=no_color))
     bar.step(Stepped(149, 12, 128, 1.0, 0.1, 0.1), started(load("digits")))  # 6 of 12 in epoch 13
     bar.close()
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from squall.cli import replicas
 from squall.cli.sizes import order_of
 from squall.data.order import Order, worker_sizes
 from squall.recipe import Recipe
@@ -66,6 +67,7 @@ def header(recipe: Recipe, about: Words, started: Started, version: str) -> list
         "data": about.data,
         "model": f"{about.model}, {count(started.num_parameters)} parameters{_start(recipe)}",
         "minibatch": minibatch(recipe, order, about.unit),
+        **(replicas.rows(recipe, started) if recipe.strategy == "downpour" else {}),
         "rate": rate(recipe),
     }
     if started.folder:
@@ -79,13 +81,16 @@ def first_line(started: Started, recipe: Recipe, version: str) -> str:
     torch, device = str(fingerprint["torch"]).split("+")[0], str(fingerprint["device"])
     if fingerprint["instruction_set"]:
         device += f" ({str(fingerprint['instruction_set']).lower()})"
-    where = f"{started.processes} process{'' if started.processes == 1 else 'es'}"
-    if threads := fingerprint["threads"]:
+    where, threads = f"{started.processes} process{'' if started.processes == 1 else 'es'}", fingerprint["threads"]
+    if threads:
         where += f" x {threads} thread{'' if threads == 1 else 's'}"
+    if recipe.strategy == "downpour":
+        where = replicas.hosted(started, threads)
     parts = [where, _PRECISIONS[compute.precision]]
     parts += ["channels-last"] * compute.channels_last + ["compiled"] * compute.compile
     parts += [f"{compute.fuse} workers a pass"] * (compute.fuse > 1)
-    return f"squall {version}, torch {torch}, {device}: {', '.join(parts)}, {compute.reduction} reduction"
+    parts += [f"{compute.reduction} reduction"] * (recipe.strategy == "sync")
+    return f"squall {version}, torch {torch}, {device}: {', '.join(parts)}"
 
 
 def _start(recipe: Recipe) -> str:
@@ -104,7 +109,8 @@ def minibatch(recipe: Recipe, order: Order, unit: str) -> str:
     each = str(sizes[0]) if sizes[0] == sizes[-1] else f"{sizes[-1]} or {sizes[0]}"
     whose = f"= {count(len(sizes))} virtual worker{'' if len(sizes) == 1 else 's'} x {each}"
     if recipe.global_batch_size is None:
-        whose = "of one replica, each an update of its own"
+        sums = recipe.downpour.push_every if recipe.downpour is not None else 1
+        whose = "of one replica, " + ("each an update of its own" if sums == 1 else f"the sum of {sums} an update")
     steps = order.steps_per_epoch
     text = f"{count(recipe.update_size)} {whose}; {count(steps)} step{'' if steps == 1 else 's'} an epoch"
     rest = order.num_samples % order.global_batch_size

@@ -15,7 +15,7 @@ from squall.report.lanes import lanes
 from squall.report.pushes import Share, computed, shares
 from squall.report.read import RunData
 from squall.report.values import listed, mapping, whole
-from squall.report.words import NONE, Html, duration, plural, safe, written
+from squall.report.words import NONE, Html, duration, plural, safe
 from squall.units import count
 
 _FATES = ("applied", "dropped", "lost")
@@ -33,12 +33,13 @@ def settled(run: RunData) -> Block:
     if len(shards) > 1:
         sums = {key: sum(whole(shard.get(key)) for shard in shards) for key in (*_FATES, "restarts")}
         rows.append(tuple(Html(f"<b>{safe(cell)}</b>") for cell in _shard("all", sums)))
-    head = ["shard", "applied", "dropped as too stale", "lost with a shard", "sum", "restarts"]
+    head = ["shard", "applied", "dropped", "lost", "sum", "restarts"]
     listed_ = table("Minibatches on each shard", head, rows, tall=len(rows) > _TALL)
     closes = all(sum(whole(shard.get(key)) for key in _FATES) == total for shard in shards)
     words = f"{count(total)} of {plural(of, 'minibatch', 'minibatches')} settled"
     words += ": on each shard each of them applied, dropped or lost." if closes else "; shards hold others besides."
-    return text_block("ledger", paragraph(words), listed_, paragraph(_pushes(run), kind="quiet"))
+    meaning = "Dropped: staler than max_staleness. Lost: the shard came back from a snapshot without them. "
+    return text_block("ledger", paragraph(words), listed_, paragraph(meaning, _pushes(run), kind="quiet"))
 
 
 def _shard(name: str, found: Mapping[str, Any]) -> tuple[object, ...]:
@@ -103,4 +104,4 @@ def _replica(share: Share, found: Sequence[Share]) -> tuple[object, ...]:
 
 
 def _percent(fraction: float) -> str:
-    return f"{written(100 * fraction, 3)} %" if math.isfinite(fraction) else NONE
+    return f"{100 * fraction:.1f} %" if math.isfinite(fraction) else NONE

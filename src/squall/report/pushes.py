@@ -153,13 +153,13 @@ def _told(name: str, of: Mapping[str, Any]) -> Share:
 
 
 def _on_record(pushes: Pushes) -> Iterator[Share]:
-    sums = [[0, 0, 0, 0.0, 0.0] for _ in pushes.names]
+    sums: list[list[float]] = [[0, 0, 0, 0.0, 0.0] for _ in pushes.names]
     columns = zip(pushes.replica, pushes.minibatches, pushes.samples, pushes.took, pushes.stalled, strict=True)
     for place, minibatches, samples, took, stalled in columns:
         for at, value in enumerate((1, minibatches, samples, _seconds(took), _seconds(stalled))):
             sums[place][at] += value
-    for name, (count, minibatches, samples, took, stalled) in zip(pushes.names, sums, strict=True):
-        yield Share(name, int(count), int(minibatches), int(samples), took, stalled)
+    for name, (count, done, seen, seconds, still) in zip(pushes.names, sums, strict=True):
+        yield Share(name, int(count), int(done), int(seen), seconds, still)
 
 
 def _seconds(value: Any) -> float:

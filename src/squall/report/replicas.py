@@ -66,8 +66,7 @@ def _spans(name: str, found: Sequence[Lane], colour: str, thick: float, wanted: 
                 x += [span.start, span.stop, math.nan]
                 y += [float(at), float(at), math.nan]
                 told += [_span(lane, span)] * 3
-    more = {"text": told, "hovertemplate": "%{text}<extra></extra>"}
-    return line(name, x, y, colour, width=thick, **more)
+    return line(name, x, y, colour, width=thick, text=told, hovertemplate="%{text}<extra></extra>")
 
 
 def _span(lane: Lane, span: Span) -> str:
@@ -110,7 +109,10 @@ def _told(found: Sequence[Lane]) -> list[str]:
             parts.append(f"{count(back)} came back" + (f", {count(lost)} minibatches lost" if shard else ""))
         parts += [f"{count(numbers['silent'])} called silent"] * bool(numbers["silent"])
         parts += [f"{count(numbers['left'])} left"] * bool(numbers["left"])
-        words += [f"of the {called}s, {' and '.join(parts)}".capitalize()] * bool(parts)
+        lanes_ = [lane for lane in found if lane.is_shard is shard and lane.spans]
+        gone = sum(not lane.spans[-1].heard and lane.marks[-1].change != "left" for lane in lanes_ if lane.marks)
+        parts += [f"{count(gone)} not heard of at the end"] * bool(gone)
+        words += [f"Of the {called}s, {', '.join(parts)}"] * bool(parts)
     return words if len(words) > 1 else [words[0] + ", all there from beginning to end"]
 
 
@@ -133,15 +135,15 @@ def pace(run: RunData) -> Chart | None:
     numbers = [0] * bins
     for at in times:
         numbers[min(int(at / width), bins - 1)] += 1
-    x = [width * (place + 0.5) for place in range(bins)]
-    y = [number / width for number in numbers]
+    x = [width * place for place in range(bins + 1)]
+    y = [number / width for number in (*numbers, numbers[-1])]
     changes = [mark.at for lane in lanes(run) for mark in lane.marks if mark.change in ("restarted", "silent")]
     shapes = [upright(at)[0] for at in changes[:_BINS]]
     words = f"{written(len(times) / end, 3)} a {run.second} over the run: {plural(len(times), 'push', 'pushes')}"
     words += f" in {duration(end)}, counted in stretches of {duration(width)}."
     words += " Dotted: a role fell silent or came back." if shapes else ""
     drawn = figure(
-        [line("pushes", x, y, "$c1", line={"color": "$c1", "width": 2, "shape": "hvh"}, form=".3~g")],
+        [line("pushes", x, y, "$c1", line={"color": "$c1", "width": 2, "shape": "hv"}, form=".3~g")],
         _clock(run),
         shapes=shapes,
         xaxis={**_from_zero(run), "unifiedhovertitle": {"text": "%{x:.3~s} s"}},
@@ -200,52 +202,59 @@ def _every_minibatch(run: RunData) -> bool:
     return several and isinstance(table, dict) and table.get("fetch_every", 1) == table.get("push_every", 1) == 1
 
 
-def work(run: RunData) -> list[Chart]:
-    """Each replica's minibatches, and how long it stood still: two plots."""
-    found = [share for share in shares(run) if share.pushes > 0]
+def work(run: RunData) -> Chart | None:
+    """Each replica's minibatches."""
+    found = _at_work(run)
     if not found:
-        return []
-    x = [float(place) for place in range(len(found))]
+        return None
     done = [share.minibatches for share in found]
-    total, even = sum(done), sum(done) / len(found)
-    axis = _replicas(found)
-    hover = {"text": [plain(share.name) for share in found], "textposition": "none"}
-    layout: dict[str, Any] = {"xaxis": axis, "bargap": 0.25, "hovermode": "closest"}
-    least, most = min(found, key=lambda s: s.minibatches), max(found, key=lambda s: s.minibatches)
-    said = (
-        f"{plural(len(found), 'replica')} computed {plural(total, 'minibatch', 'minibatches')}, {written(even, 3)} each"
-    )
+    even = sum(done) / len(done)
+    said = f"{plural(len(found), 'replica')} computed {plural(sum(done), 'minibatch', 'minibatches')}"
+    shapes = []
     if len(found) > 1:
+        most, least = (found[done.index(end(done))] for end in (max, min))
         ends = [f"{plain(share.name)} {count(share.minibatches)}" for share in (most, least)]
-        said += f" on average; most {ends[0]}, least {ends[1]}. Dashed: equal shares"
-    each = bars("minibatches", x, done, "$c1", **hover, hovertemplate="%{text}: %{y:,} minibatches<extra></extra>")
-    level = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": even, "y1": even, "layer": "above"}
-    level["line"] = {"color": "$ink", "width": 1.25, "dash": "dash"}
-    first = figure([each], "replica", shapes=[level] * (len(found) > 1), yaxis=thousands(max(done)), **layout)
+        said += f", {written(even, 3)} each on average; most {ends[0]}, least {ends[1]}. Dashed: equal shares"
+        level = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": even, "y1": even, "layer": "above"}
+        shapes.append({**level, "line": {"color": "$ink", "width": 1.25, "dash": "dash"}})
+    trace = _by_replica("minibatches", found, done, "$c1", "%{y:,} minibatches")
+    drawn = figure([trace], "replica", shapes=shapes, yaxis=thousands(max(done)), **_columns(found))
+    return Chart("work", "Share of the work", drawn, f"{said}.", unit="minibatches")
+
+
+def stalls(run: RunData) -> Chart | None:
+    """How much of its time each replica stood still."""
+    found = [share for share in _at_work(run) if share.seconds > 0]
+    if not found:
+        return None
     still = [100 * share.still for share in found]
-    stood = [value for value in still if math.isfinite(value)]
-    charts = [Chart("work", "Share of the work", first, f"{said}.", unit="minibatches")]
-    if not stood:
-        return charts
     seconds, stalled = sum(share.seconds for share in found), sum(share.stalled for share in found)
-    words = f"Computing stood still for fetches and pushes {written(100 * stalled / seconds, 3)} % of the time of all replicas"
-    words += (
-        f"; at most {written(max(stood), 3)} %, {plain(found[still.index(max(stood))].name)}."
-        if len(found) > 1
-        else "."
-    )
-    waits = bars("stood still", x, still, "$c2", **hover, hovertemplate="%{text}: %{y:.3~g} %<extra></extra>")
-    top = {"ticksuffix": " %", "rangemode": "tozero", **({"range": [0, 1]} if max(stood) < 0.9 else {})}
-    second = figure([waits], "replica", yaxis=top, **layout)
-    return [*charts, Chart("stalled", "Time that replicas stood still", second, words, unit="of their time")]
+    words = f"Computing stood still for fetches and pushes {written(100 * stalled / seconds, 3)} % of the time"
+    if len(found) > 1:
+        words += f" of all replicas; at most {written(max(still), 3)} %, {plain(found[still.index(max(still))].name)}"
+    trace = _by_replica("stood still", found, still, "$c2", "%{y:.3~g} %")
+    y = {"ticksuffix": " %", "rangemode": "tozero", **({"range": [0, 1]} if max(still) < 1 else {})}
+    drawn = figure([trace], "replica", yaxis=y, **_columns(found))
+    return Chart("stalled", "Time that replicas stood still", drawn, f"{words}.", unit="of their time")
 
 
-def _replicas(found: Sequence[Share]) -> dict[str, Any]:
-    """The x axis of bars by replica: their numbers, or names where they are not numbered."""
-    every = math.ceil(len(found) / 20)
-    ticks = list(range(0, len(found), every))
+def _at_work(run: RunData) -> list[Share]:
+    return [share for share in shares(run) if share.pushes > 0]
+
+
+def _by_replica(name: str, found: Sequence[Share], y: Sequence[float], colour: str, form: str) -> dict[str, Any]:
+    """A column a replica."""
+    told = {"text": [plain(share.name) for share in found], "textposition": "none"}
+    x = [float(place) for place in range(len(found))]
+    return bars(name, x, y, colour, **told, hovertemplate=f"%{{text}}: {form}<extra></extra>")
+
+
+def _columns(found: Sequence[Share]) -> dict[str, Any]:
+    """The layout of columns by replica: their numbers below, or names where they are not numbered."""
+    ticks = list(range(0, len(found), math.ceil(len(found) / 20)))
     names = [plain(found[at].name.removeprefix("replica-"), 12) for at in ticks]
-    return {"tickvals": ticks, "ticktext": names, "range": [-0.6, len(found) - 0.4]}
+    axis = {"tickvals": ticks, "ticktext": names, "range": [-0.6, len(found) - 0.4]}
+    return {"xaxis": axis, "bargap": max(0.25, 0.9 - 0.15 * len(found)), "hovermode": "closest"}
 
 
 def _clock(run: RunData) -> str:

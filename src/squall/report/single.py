@@ -44,7 +44,7 @@ def _title(run: RunData) -> str:
 
 def _replicas(run: RunData) -> list[Block | Chart | None]:
     """Who was there, how stale their gradients were, who did how much."""
-    plots = [replicas.histogram(run), replicas.pace(run), *replicas.work(run)]
+    plots = [replicas.histogram(run), replicas.pace(run), replicas.work(run), replicas.stalls(run)]
     return [*plots, replicas.timeline(run), counts.replicas(run)]
 
 

@@ -137,7 +137,10 @@ def environment(run: RunData) -> list[Block]:
     others: list[tuple[object, object]] = [
         *versions,
         ("commit", run.result.get("commit") or ""),
-        ("memory of rank 0", f"{bytes_of(memory)} at most" if math.isfinite(memory) else ""),
+        (
+            f"memory of {'the driver' if run.asynchronous else 'rank 0'}",
+            f"{bytes_of(memory)} at most" if math.isfinite(memory) else "",
+        ),
         *_launch(run),
     ]
     second = text_block("versions", Html("<h3>Versions and start</h3>"), pairs(others), wide=False)

@@ -7,7 +7,7 @@ not: the lost one may write into its memory at any later time, so that memory is
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -15,6 +15,8 @@ from squall.cluster.program import CallError, Here
 from squall.errors import RunError
 from squall.server.layout import Slice
 from squall.server.messages import Fetch, Fetched, Push, Receipt, Sender
+
+T = TypeVar("T")
 
 PAUSE_S = 0.2
 """Before a call is made again."""
@@ -85,20 +87,39 @@ class Client:
         return Fetch(self._sender, self._number)
 
     async def _until_answered(self, index: int, once: Callable[[], Awaitable[Any]], writes: bool) -> Any:
-        began = self._here.now()
-        while True:
-            try:
-                return await once()
-            except CallError as error:
-                waited = self._here.now() - began
-                if waited > self._patience:
-                    raise RunError(
-                        f"{self._here.name} gives {self._shards[index].name} up after {waited:.0f} s",
-                        [("last", error.headline), ("rule", "every wait has an end")],
-                    ) from error
-            if writes:
-                self._incoming[index] = self._here.memory(self._slices[index].size, self._dtype)
-            await self._here.sleep(PAUSE_S)
+        def give_up_memory() -> None:
+            self._incoming[index] = self._here.memory(self._slices[index].size, self._dtype)
+
+        again = give_up_memory if writes else None
+        return await until_answered(self._here, self._shards[index].name, once, self._patience, again)
+
+
+async def until_answered(
+    here: Here, name: str, once: Callable[[], Awaitable[T]], patience: float, again: Callable[[], None] | None = None
+) -> T:
+    """Makes a call as often as it takes.
+
+    Arguments:
+        name: of the role that is called.
+        once: the call.
+        patience: seconds after which it is given up.
+        again: done before it is made again.
+
+    Raises:
+        RunError: there was no answer.
+    """
+    began = here.now()
+    while True:
+        try:
+            return await once()
+        except CallError as error:
+            waited = here.now() - began
+            if waited > patience:
+                rows = [("last", error.headline), ("rule", "every wait has an end")]
+                raise RunError(f"{here.name} gives {name} up after {waited:.0f} s", rows) from error
+        if again is not None:
+            again()
+        await here.sleep(PAUSE_S)
 
 
 def shard_name(index: int) -> str:

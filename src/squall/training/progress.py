@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TextIO
 
-from squall.events import resumed, save_failed, slow
+from squall.events import Changes, resumed, save_failed, slow
 from squall.records import Ended, EpochEnded, Noted, Record, SaveFailed, Slow, Started
 from squall.stdout import mute
 from squall.units import count, percent
@@ -20,6 +20,7 @@ class Progress:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream
+        self._changes = Changes()
 
     def __call__(self, record: Record) -> None:
         """Prints the events that a person follows; steps are left out."""
@@ -31,6 +32,8 @@ class Progress:
                 mute()
 
     def _line(self, record: Record) -> str:
+        if news := self._changes(record):
+            return f"note: {news}"
         if isinstance(record, Started) and record.start_step:
             return f"{record.name} {resumed(record)}"
         if isinstance(record, SaveFailed):
@@ -40,10 +43,17 @@ class Progress:
         if isinstance(record, Ended) and record.outcome == "stopped":
             return f"{record.result['error']}; {record.advice}"
         if isinstance(record, Started):
-            size = f"{record.processes} process{'' if record.processes == 1 else 'es'}"
+            size, steps = f"{record.processes} process{'' if record.processes == 1 else 'es'}", "steps"
+            if record.strategy == "downpour":
+                one = "replica" if record.replicas == 1 else "replicas"
+                size, steps = (
+                    f"{record.replicas} {one}, {record.shards} shard{'s' * (record.shards != 1)}",
+                    "minibatches",
+                )
+                size += ", simulated time" * (record.engine == "simulated")
             return (
                 f"{record.name}: {count(record.num_parameters)} parameters, {count(record.num_samples)} samples, "
-                f"{count(record.num_steps)} steps of {record.global_batch_size}, {size}"
+                f"{count(record.num_steps)} {steps} of {record.global_batch_size}, {size}"
             )
         if isinstance(record, EpochEnded):
             found = [f"epoch {record.epoch + 1:>3}", f"train loss {record.train_loss:.4f}"]

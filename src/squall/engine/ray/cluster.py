@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import socket
 import tempfile
 import time
 import uuid
@@ -27,9 +26,9 @@ from typing import Any
 
 from squall.cluster.place import LOOPBACK
 from squall.engine.ray import surroundings
+from squall.engine.ray.admission import admitted, refused
 from squall.engine.ray.connection import connection, reason
 from squall.engine.ray.keeper import MARK, Keeper, python_path
-from squall.engine.ray.probe import look
 from squall.errors import InputError, RunError, SquallError
 from squall.units import megabytes
 
@@ -41,10 +40,8 @@ _LONGEST_FOLDER = 36
 """Characters: a socket's path has at most 107, and Ray puts up to 68 behind its folder's."""
 _NAMED = len("/squall-ray-12345678/r")
 
-# to join takes one look at the port, two by a probe and Ray's own start: over within 30 s
-_REACH_S = 4.0
-_PROBE_S = 7.0
 _JOIN_S = 12.0
+"""Seconds that Ray has to join a cluster that has admitted us; with that it is over within 30."""
 
 _FREE_S = 20.0
 _POLL_S = 0.2
@@ -261,9 +258,7 @@ def joined(address: str, *, trusted: bool = False) -> Iterator[Cluster]:
         MissingExtraError: Ray is not installed.
     """
     surroundings.library()
-    host, port = _parsed(address)
-    _reach(address, host, port)
-    mode = _authentication(address, trusted)
+    host, mode = admitted(address, trusted)
     namespace = f"squall-{uuid.uuid4().hex[:8]}"
     with ExitStack() as stack:
         try:
@@ -273,9 +268,9 @@ def joined(address: str, *, trusted: bool = False) -> Iterator[Cluster]:
         except SquallError:
             raise
         except TimeoutError as error:
-            raise _refused(address, f"Ray found no way in within {_JOIN_S:.0f} s") from error
+            raise refused(address, f"Ray found no way in within {_JOIN_S:.0f} s") from error
         except Exception as error:  # other versions of Python or Ray, for example
-            raise _refused(address, reason(error)) from error
+            raise refused(address, reason(error)) from error
         yield Cluster(ray, namespace)
 
 
@@ -287,87 +282,3 @@ def _for_joined(mode: str, host: str) -> Iterator[None]:
         if host in ("localhost", LOOPBACK, "::1"):  # else Ray takes another address of this machine instead
             stack.enter_context(surroundings.loopback())
         yield
-
-
-def _parsed(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    if "://" in address or not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise InputError(
-            f"{address!r} is no address of a Ray cluster",
-            [
-                ("rule", "host:port of its head, as `ray start --head` prints it; on a machine that is a node of it"),
-                ("to do", "--cluster 10.0.0.1:6379"),
-            ],
-        )
-    return host.strip("[]"), int(port)
-
-
-def _reach(address: str, host: str, port: int) -> None:
-    try:
-        socket.create_connection((host, port), timeout=_REACH_S).close()
-    except OSError as error:
-        found = f"no answer within {_REACH_S:.0f} s" if isinstance(error, TimeoutError) else error.strerror
-        raise _refused(address, found or str(error)) from error
-
-
-def _refused(address: str, found: str, to_do: str = "") -> InputError:
-    return InputError(
-        f"the Ray cluster at {address} cannot be joined",
-        [("found", found), ("to do", to_do or f"look whether it runs: ray status --address {address}")],
-    )
-
-
-def _authentication(address: str, trusted: bool) -> str:
-    """The mode in which a cluster lets us in, and only if it asks for a token or is trusted."""
-    stranger = look(address, "disabled", _PROBE_S)
-    if stranger.failed:
-        raise _refused(address, f"something listens there that does not answer as Ray does: {stranger.failed}")
-    nodes = stranger.nodes
-    if not stranger.refused:
-        if not trusted:
-            raise InputError(
-                f"the Ray cluster at {address} lets everybody in",
-                [
-                    ("found", "it answers without a token: whoever reaches it can run programs on it"),
-                    ("to do", "start it with a token: RAY_AUTH_MODE=token, and the same token on all nodes and here"),
-                    ("or", "--trust-cluster, if nobody else can reach it"),
-                ],
-            )
-    else:
-        where = "RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH (a file that holds it), or ~/.ray/auth_token"
-        if not _has_token(os.environ):  # Ray's client ends the process where it finds none
-            raise _refused(address, "it asks for a token, and there is none here", f"give it in {where}")
-        known = look(address, "token", _PROBE_S)
-        if known.refused:
-            raise _refused(address, "it asks for a token, and has another than this process", f"correct it in {where}")
-        if known.failed:
-            raise _refused(address, known.failed)
-        nodes = known.nodes
-    if not any(_is_here(node) for node in nodes):
-        raise _refused(
-            address,
-            f"this machine is none of its nodes: {', '.join(nodes)}",
-            "start the run on one of them, or add this machine: ray start --address " + address,
-        )
-    return "token" if stranger.refused else "disabled"
-
-
-def _has_token(environ: Mapping[str, str]) -> bool:
-    """Whether there is one where Ray looks for it."""
-    if environ.get("RAY_AUTH_TOKEN"):
-        return True
-    named = environ.get("RAY_AUTH_TOKEN_PATH")
-    with suppress(OSError, RuntimeError):  # not to be read; no home
-        return bool((Path(named) if named else Path.home() / ".ray" / "auth_token").read_text().strip())
-    return False
-
-
-def _is_here(address: str) -> bool:
-    """Only an address of this machine can be bound to."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as trial:
-        try:
-            trial.bind((address, 0))
-        except OSError:
-            return False
-    return True

@@ -17,7 +17,8 @@ All pairs of a process share one thread and one listening socket of Gloo's; a pa
 
 Four things about Gloo (torch 2.13) shape what stands here. A waiting thread is told of a lost peer only through
 operations whose message has not begun: whoever waits for a half-written one waits until its deadline. So a receiver
-waits for an empty message behind the data, a sender for an empty one that answers it. A group that gives up while it
+waits for an empty message behind the data, a sender for an empty one that answers it; not for a small tensor, which a
+socket takes at once and where this would cost three times the time. A group that gives up while it
 still listens for its peer leaves a pointer behind, and the process crashes when the peer comes late after all: a side
 that gives up joins itself instead. A message longer than its receiver's tensor ends the receiver's process: the length
 is part of the tag, so that two that differ never meet. And large messages travel faster in pieces.
@@ -43,6 +44,7 @@ from squall.errors import RunError
 Words = tuple[str, bytes]
 
 PIECE_BYTES = 4 << 20
+_WHOLE_BYTES = 64 << 10
 _NUMBERS, _LENGTHS = 1 << 12, 131_071  # a prime; together under 2^30: tags are positive 32-bit integers
 _NOBODY = (1 << 31) - 1
 """A tag that nobody sends under."""
@@ -157,7 +159,7 @@ class Pair:
         return self._group is None
 
     def send(self, tensor: torch.Tensor, number: int, within: float) -> None:
-        """Sends a tensor; returns when the peer has all of it.
+        """Sends a tensor; returns when the peer has it, or, of a small one, will have it if it lives.
 
         Arguments:
             tensor: contiguous, on the CPU; left alone until then.
@@ -171,9 +173,9 @@ class Pair:
         pieces, (data, answer) = _pieces(tensor), _tags(number, tensor)
 
         def transfer(group: Any, deadline: float) -> None:
-            answered = group.recv([_empty()], self._peer_rank, answer)
-            sent = [group.send([piece], self._peer_rank, data) for piece in pieces]
-            for work in (answered, *sent):
+            works = [group.recv([_empty()], self._peer_rank, answer)] if len(pieces) > 1 else []
+            works += [group.send([piece], self._peer_rank, data) for piece in pieces]
+            for work in works:
                 _wait(work, deadline)
 
         self._run(transfer, within)
@@ -186,7 +188,8 @@ class Pair:
             received = [group.recv([piece], self._peer_rank, data) for piece in pieces]
             for work in reversed(received):
                 _wait(work, deadline)
-            _wait(group.send([_empty()], self._peer_rank, answer), deadline)
+            if len(pieces) > 1:
+                _wait(group.send([_empty()], self._peer_rank, answer), deadline)
 
         self._run(transfer, within)
 
@@ -290,9 +293,9 @@ def _tags(number: int, tensor: torch.Tensor) -> tuple[int, int]:
 
 
 def _pieces(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """A tensor's bytes in pieces, and the empty one behind them."""
+    """A tensor's bytes in pieces with an empty one behind them; a small one whole."""
     raw = tensor.view(-1).view(torch.uint8)
-    return (*(torch.split(raw, PIECE_BYTES) if raw.numel() else ()), _empty())
+    return (raw,) if raw.nbytes <= _WHOLE_BYTES else (*torch.split(raw, PIECE_BYTES), _empty())
 
 
 def _empty() -> torch.Tensor:

@@ -13,21 +13,16 @@ roles that touch each other's memory at the wrong time give other numbers, and t
 from __future__ import annotations
 
 import hashlib
-import pickle
 import random
-from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from math import inf, isinf
-from typing import Any, cast
-
-import torch
+from typing import Any
 
 from squall.cluster.fault import Costs, Fault
-from squall.cluster.program import FREE, Cost, LateError, LostError, Plan, Program, Promise, Role
-from squall.cluster.program import Task as Started
+from squall.cluster.program import Cost, LateError, LostError, Plan, Program
 from squall.engine.simulated.clock import Clock, Future, Task
+from squall.engine.simulated.life import Call, Life, Message, copied, num_bytes_of
 from squall.engine.simulated.network import Network
 from squall.errors import RunError, SquallError
 from squall.records import Record
@@ -76,7 +71,7 @@ class Simulated:
         self._network = Network(costs or Costs(), seed)
         self._coin = random.Random(seed)
         self._hash = hashlib.blake2b(digest_size=16)
-        self._lives: dict[str, _Life] = {}
+        self._lives: dict[str, Life] = {}
         self._started: dict[str, int] = {}
         self._sink: Callable[[Record], None] = lambda _: None
         self._error: BaseException | None = None
@@ -129,11 +124,10 @@ class Simulated:
         incarnation = self._started[name] = self._started.get(name, -1) + 1
         self.note("begins", name, incarnation)
         slowness = self._network.slowness(name) if plan.kind in self._stragglers else 1.0
-        life = self._lives[name] = _Life(self, name, plan, incarnation, slowness)
-        life.role.here = life
+        life = self._lives[name] = Life(self, name, plan, incarnation, slowness)
         life.start(self._lived(life))
 
-    async def _lived(self, life: _Life) -> None:
+    async def _lived(self, life: Life) -> None:
         await life.role.begin()
         life.open()
         value = await life.role.main()
@@ -157,11 +151,11 @@ class Simulated:
         elif life.plan.restarts and not isinf(restart):
             self._clock.after(restart, lambda: self._again(life))
 
-    def _again(self, life: _Life) -> None:
+    def _again(self, life: Life) -> None:
         if self._lives.get(life.name) is life:
             self._begin(life.name, life.plan)
 
-    def failed(self, life: _Life, error: BaseException) -> None:
+    def failed(self, life: Life, error: BaseException) -> None:
         """Work that nobody waits for raised: the program ends with it."""
         if life.alive and self._error is None:
             self._error = error
@@ -197,16 +191,16 @@ class Simulated:
 
     # -- calls ------------------------------------------------------------------------------------------------
 
-    def call(self, caller: _Life, name: str, message: _Message, within: float | None) -> Future:
+    def call(self, caller: Life, name: str, message: Message, within: float | None) -> Future:
         """Sends a call on its way; the future is that of its reply."""
         there = self._lives.get(name)
-        call = _Call(caller, name, there, message, Future())
+        call = Call(caller, name, there, message, Future())
         patience = DEADLINE_S if within is None else within
         late = LateError(f"{name} did not answer {message.method} within {patience:g} s")
         if not isinf(patience):
             self._clock.expire(patience, call.reply, late)
         self.note("calls", caller.name, name, message.method)
-        num_bytes = _bytes(message.send)
+        num_bytes = num_bytes_of(message.send)
         self._carry(caller.name, name, num_bytes, lambda: self._deliver(call))
         return call.reply
 
@@ -220,7 +214,7 @@ class Simulated:
         for _ in range(1 + any(fault.kind == "duplicate" for fault in on)):
             self._clock.at(late + self._network.arrival(self.now, sender, receiver, num_bytes), arrive)
 
-    def _deliver(self, call: _Call) -> None:
+    def _deliver(self, call: Call) -> None:
         life = self._lives.get(call.name)
         if life is None or not life.alive or life is not call.callee:
             self._lost(call, call.name)
@@ -228,7 +222,7 @@ class Simulated:
         life.inbound.append(call)
         life.admit(lambda: life.start(self._answered(life, call)))
 
-    async def _answered(self, life: _Life, call: _Call) -> None:
+    async def _answered(self, life: Life, call: Call) -> None:
         message = call.message
         self.note("serves", life.name, message.method)
         tensors = {"send": message.send, "into": message.into}
@@ -236,20 +230,20 @@ class Simulated:
         value: Any = None
         error: BaseException | None = None
         try:
-            value = await getattr(life.role, message.method)(*_copied(message.values), **named)
+            value = await getattr(life.role, message.method)(*copied(message.values), **named)
         except SquallError as raised:
             error = raised
         life.inbound.remove(call)
-        value = _copied(value)
-        self._carry(life.name, call.caller.name, _bytes(message.into), lambda: call.reply.resolve(value, error))
+        value = copied(value)
+        self._carry(life.name, call.caller.name, num_bytes_of(message.into), lambda: call.reply.resolve(value, error))
 
-    def _lost(self, call: _Call, name: str) -> None:
+    def _lost(self, call: Call, name: str) -> None:
         error = LostError(f"{name} died before it answered {call.message.method}")
         self._clock.after(NOTICED_S, lambda: call.reply.resolve(error=error))
 
     # -- work and time ----------------------------------------------------------------------------------------
 
-    def seconds(self, life: _Life, cost: Cost) -> float:
+    def seconds(self, life: Life, cost: Cost) -> float:
         """How long work takes on the machine of a role, now."""
         slow = life.slowness
         for fault in self._faults:
@@ -278,178 +272,3 @@ class Simulated:
     def coin(self, name: str, incarnation: int) -> random.Random:
         """The stream of random numbers of one life."""
         return random.Random(f"{self._seed} {name} {incarnation}")
-
-
-@dataclass(frozen=True)
-class _Message:
-    """What a call carries."""
-
-    method: str
-    values: tuple[Any, ...]
-    send: torch.Tensor | None
-    into: torch.Tensor | None
-
-
-@dataclass(frozen=True, eq=False)
-class _Call:
-    """A call under way."""
-
-    caller: _Life
-    name: str
-    callee: _Life | None
-    message: _Message
-    reply: Future
-
-
-class _Lane:
-    """Work that is done piece after piece."""
-
-    def __init__(self, life: _Life) -> None:
-        self._life = life
-        self._waiting: deque[tuple[Callable[[], Any], Cost, Future]] = deque()
-        self._busy = False
-
-    def add(self, work: Callable[[], Any], cost: Cost) -> Future:
-        """Queues a piece of work."""
-        future = Future()
-        self._waiting.append((work, cost, future))
-        self._next()
-        return future
-
-    def _next(self) -> None:
-        if self._busy or not self._waiting:
-            return
-        work, cost, future = self._waiting.popleft()
-        self._busy = True
-        engine = self._life.engine
-        early = engine.early()
-        found = _tried(work) if early else None
-
-        def end() -> None:
-            if not self._life.alive:
-                return
-            value, error = found if found is not None else _tried(work)
-            self._busy = False
-            future.resolve(value, error)
-            self._next()
-
-        engine.after(engine.seconds(self._life, cost), end)
-
-
-class _Life:
-    """One incarnation of a role: what it sees as its engine (`Here`)."""
-
-    def __init__(self, engine: Simulated, name: str, plan: Plan, incarnation: int, slowness: float) -> None:
-        self.engine, self.name, self.plan, self.incarnation, self.slowness = engine, name, plan, incarnation, slowness
-        self.alive = True
-        self.inbound: list[_Call] = []
-        self.end = Future()
-        self.role: Role = plan.make()
-        self._random = engine.coin(name, incarnation)
-        self._tasks: list[Task] = []
-        self._lane, self._aside = _Lane(self), _Lane(self)
-        self._held: list[Callable[[], Any]] | None = []
-
-    # what the role sees
-
-    def now(self) -> float:
-        return self.engine.now
-
-    def uniform(self) -> float:
-        return self._random.random()
-
-    async def compute(self, work: Callable[[], Any], cost: Cost = FREE) -> Any:
-        return await self._lane.add(work, cost)
-
-    async def beside(self, work: Callable[[], Any], cost: Cost = FREE) -> Any:
-        return await self._aside.add(work, cost)
-
-    async def sleep(self, seconds: float) -> None:
-        await self.engine.wake(seconds)
-
-    def start(self, coroutine: Coroutine[Any, Any, Any]) -> Task:
-        task = self.engine.task(coroutine, lambda task: self.engine.failed(self, task.error or RunError("failed")))
-        self._tasks = [other for other in self._tasks if not other.done]
-        self._tasks.append(task)
-        return task
-
-    def promise(self) -> Future:
-        return Future()
-
-    async def first_of(self, *tasks: Started[Any] | Promise, within: float | None = None) -> None:
-        any_of = Future()
-        for task in tasks:
-            cast(Future, task).then(any_of.resolve)
-        if within is not None:
-            self.engine.after(within, any_of.resolve)
-        await any_of
-
-    def memory(self, num_elements: int, dtype: torch.dtype) -> torch.Tensor:
-        return torch.zeros(num_elements, dtype=dtype)
-
-    def handle(self, name: str) -> _Handle:
-        return _Handle(self, name)
-
-    def emit(self, record: Record) -> None:
-        self.engine.emit(record)
-
-    def enlist(self, name: str, plan: Plan) -> None:
-        self.engine.enlist(name, plan)
-
-    def dismiss(self, name: str) -> None:
-        self.engine.dismiss(name)
-
-    # what the engine sees
-
-    def admit(self, serve: Callable[[], Any]) -> None:
-        """Serves a call, once the role has begun."""
-        if self._held is None:
-            serve()
-        else:
-            self._held.append(serve)
-
-    def open(self) -> None:
-        """The role has begun: calls come in."""
-        held, self._held = self._held or [], None
-        for serve in held:
-            serve()
-
-    def finish(self) -> None:
-        """Nothing of it runs any more."""
-        self.alive = False
-        for task in self._tasks:
-            task.end()
-        self._tasks = []
-
-
-@dataclass(frozen=True)
-class _Handle:
-    caller: _Life
-    name: str
-
-    async def call(
-        self,
-        method: str,
-        *values: Any,
-        send: torch.Tensor | None = None,
-        into: torch.Tensor | None = None,
-        within: float | None = None,
-    ) -> Any:
-        message = _Message(method, _copied(values), send, into)
-        return await self.caller.engine.call(self.caller, self.name, message, within)
-
-
-def _tried(work: Callable[[], Any]) -> tuple[Any, BaseException | None]:
-    try:
-        return work(), None
-    except Exception as error:
-        return None, error
-
-
-def _copied(value: Any) -> Any:
-    """As another process would get it."""
-    return value if value is None or isinstance(value, int | float | str) else pickle.loads(pickle.dumps(value))
-
-
-def _bytes(tensor: torch.Tensor | None) -> int:
-    return 0 if tensor is None else tensor.numel() * tensor.element_size()

@@ -13,18 +13,19 @@ epoch is then still under way, and delays nobody.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from squall.checkpoint.spec import CheckpointSpec
-from squall.cluster.program import CallError, Plan, Promise, Role, Task
+from squall.cluster.program import Plan, Promise, Role, Task
 from squall.data.order import Order
-from squall.errors import DivergedError, RunError
+from squall.errors import DivergedError
 from squall.optim.lr import Rate
-from squall.records import EpochEnded, Noted, Pushed, Record, RoleChanged, Saved
-from squall.server.client import PAUSE_S, shard_name
+from squall.records import EpochEnded, Noted, Pushed, RoleChanged, Saved
+from squall.server.client import shard_name, until_answered
 from squall.server.leases import Pool
-from squall.server.messages import Ask, Holdings, Lease, Settled
+from squall.server.messages import Ask, Holdings, Lease, Settled, Unit
+from squall.strategy.downpour.members import Member, Members
 from squall.strategy.downpour.tally import Epoch, Tally
 
 _ANSWER_S = 10.0  # that a question may stay open before it is answered "nothing now"
@@ -83,21 +84,6 @@ class Summary:
     seconds: float
 
 
-@dataclass
-class _Member:
-    """A replica as the coordinator knows it."""
-
-    part: int
-    incarnation: int
-    heard: float
-    leaving: bool = False
-    silent: bool = False
-    asked: int = 0
-    answer: Lease | None = None
-    answered: Promise | None = None
-    durations: list[float] = field(default_factory=list)
-
-
 class Coordinator(Role):
     """The chief of a Downpour program.
 
@@ -110,8 +96,7 @@ class Coordinator(Role):
         order = spec.order
         self._pool = Pool(order.steps_per_epoch, order.num_steps, before=spec.warm_start)
         self._tally = Tally(spec.shards, order.num_steps)
-        self._members: dict[str, _Member] = {}
-        self._replicas = self._enlisted = spec.replicas
+        self._members = Members(spec.replicas)
         self._waiting: list[Promise] = []
         self._stopping = ""
         self._measuring: Task[None] | None = None
@@ -141,15 +126,19 @@ class Coordinator(Role):
         if self._saving is not None:
             await self._saving
         await self._save()
-        values = self._tally.values(await self._holdings(), self._pool, self._members_seen())
+        values = self._tally.values(await self._holdings(), self._pool)
         return Summary("stopped" if self._stopping else "finished", self._snapshot, values, self.here.now())
 
     # -- what replicas ask ------------------------------------------------------------------------------------
 
     async def lease(self, ask: Ask) -> Lease:
         """Takes a replica's report and answers with its next unit."""
-        member = self._known(ask)
-        if member is None:  # an earlier incarnation: it is dead, or thought to be
+        now, name = self.here.now(), ask.sender.name
+        member, change = self._members.heard(ask.sender, now)
+        if change:
+            self.here.emit(RoleChanged(now, name, change))
+            self._hand_back(name)
+        if member is None:  # it is dead, or thought to be; what it has done is done
             self._settle(ask)
             return Lease(None, over=True)
         if ask.number <= member.asked:
@@ -157,11 +146,11 @@ class Coordinator(Role):
         member.asked, member.answer, member.answered = ask.number, None, self.here.promise()
         self._settle(ask)
         lease = await self._granted(member, ask) if ask.wanted else Lease(None, over=True)
-        if (member.incarnation, member.asked) == (ask.sender.incarnation, ask.number):
+        if member.asked == ask.number:
             member.answer = lease
             member.answered.keep()
-        if not ask.wanted and member.leaving:
-            self._leave(ask.sender.name)
+        if member.leaving and not ask.wanted and self._members.get(name) is member:
+            self._leave(name)
         return lease
 
     async def asked(self, word: str, value: Any) -> None:
@@ -172,50 +161,34 @@ class Coordinator(Role):
             self._resize(int(value))
         self._wake()
 
-    def _known(self, ask: Ask) -> _Member | None:
-        name, now = ask.sender.name, self.here.now()
-        member = self._members.get(name)
-        if member is not None and ask.sender.incarnation < member.incarnation:
-            return None
-        if member is None or ask.sender.incarnation > member.incarnation:
-            part = member.part if member is not None else self._free_part()
-            leaving = member.leaving if member is not None else False
-            self._emit(RoleChanged(now, name, "joined" if member is None else "restarted"))
-            if member is not None:
-                self._hand_back(name)
-            member = self._members[name] = _Member(part, ask.sender.incarnation, now, leaving)
-        member.heard, member.silent = now, False
-        return member
-
-    async def _answered_before(self, member: _Member, ask: Ask) -> Lease:
+    async def _answered_before(self, member: Member, ask: Ask) -> Lease:
         """The same question came twice: it has one answer."""
         if ask.number == member.asked and member.answer is None and member.answered is not None:
             await self.here.first_of(member.answered, within=_ANSWER_S)
         return member.answer if ask.number == member.asked and member.answer is not None else Lease(None)
 
-    async def _granted(self, member: _Member, ask: Ask) -> Lease:
-        name, until = ask.sender.name, self.here.now() + _ANSWER_S
-        while True:
-            if self._stopping or self._pool.over or member.leaving:
-                return Lease(None, over=True)
-            if self._may_work(name):
-                now = self.here.now()
-                unit = self._pool.lease(name, member.part, self._replicas, ask.wanted, now)
-                if unit is None and ask.patient:
-                    unit = self._pool.again(name, _SLOW * self._usual_duration(), now)
-                if unit is not None:
-                    return Lease(unit)
+    async def _granted(self, member: Member, ask: Ask) -> Lease:
+        until = self.here.now() + _ANSWER_S
+        while not (self._stopping or self._pool.over or member.leaving):
+            unit = self._found(member, ask)
+            if unit is not None:
+                return Lease(unit)
             if not ask.patient or self.here.now() >= until:
                 return Lease(None)
             await self.here.first_of(self._changed(), within=min(_LOOK_S, self._usual_duration()))
-            if self._members.get(name) is not member or member.asked != ask.number:
-                return Lease(None, over=True)  # nobody waits for this answer any more
+            if self._members.get(member.name) is not member or member.asked != ask.number:
+                break  # nobody waits for this answer any more
+        return Lease(None, over=True)
 
-    def _may_work(self, name: str) -> bool:
-        """During the warm start, one replica only: the first that is heard of."""
-        if self._pool.warm:
-            return True
-        return name == next((other for other, member in self._members.items() if not member.silent), name)
+    def _found(self, member: Member, ask: Ask) -> Unit | None:
+        """What there is for a replica to do."""
+        pool, name, now = self._pool, member.name, self.here.now()
+        if not pool.warm and not self._members.leads(name):
+            return None
+        unit = pool.lease(name, member.part, self._members.wanted, ask.wanted, now)
+        if unit is None and ask.patient:
+            unit = pool.again(name, _SLOW * self._usual_duration(), now)
+        return unit
 
     def _settle(self, ask: Ask) -> None:
         for settled in ask.settled:
@@ -238,7 +211,7 @@ class Coordinator(Role):
         member = self._members.get(name)
         if member is not None:
             member.durations = [*member.durations[-8:], settled.seconds / settled.unit.count]
-        self._emit(
+        self.here.emit(
             Pushed(
                 seconds=now,
                 replica=name,
@@ -250,7 +223,7 @@ class Coordinator(Role):
                 dropped=sum(r.outcome == "dropped" for r in settled.receipts),
                 took=settled.seconds,
                 stalled=settled.stalled,
-                alive=sum(not m.silent for m in self._members.values()),
+                alive=self._members.active,
                 settled=self._pool.settled,
             )
         )
@@ -267,13 +240,9 @@ class Coordinator(Role):
         """A shard came back with a snapshot: which minibatches does it no longer hold?"""
         holdings = await self._call(index, "holdings")
         lost = self._tally.restarted(index, holdings)
-        self._emit(RoleChanged(self.here.now(), shard_name(index), "restarted", lost))
+        self.here.emit(RoleChanged(self.here.now(), shard_name(index), "restarted", lost))
 
     # -- who is there -----------------------------------------------------------------------------------------
-
-    def _free_part(self) -> int:
-        taken = {member.part for member in self._members.values()}
-        return next(part for part in range(len(taken) + 1) if part not in taken)
 
     def _hand_back(self, name: str) -> None:
         if self._pool.release(name):
@@ -281,42 +250,31 @@ class Coordinator(Role):
 
     def _look_for_the_silent(self) -> None:
         now = self.here.now()
-        for name, member in self._members.items():
-            if not member.silent and now - member.heard > self.spec.lease_timeout:
-                member.silent = True
-                self._emit(RoleChanged(now, name, "silent"))
-                self._hand_back(name)
-                self._wake()
-        for name in [name for name, member in self._members.items() if member.silent and member.leaving]:
+        for member in self._members.fall_silent(now - self.spec.lease_timeout):
+            self.here.emit(RoleChanged(now, member.name, "silent"))
+            self._hand_back(member.name)
+            self._wake()  # another may lead the warm start
+        for name in [member.name for member in self._members if member.silent and member.leaving]:
             self._leave(name)
 
     def _resize(self, wanted: int) -> None:
-        before, self._replicas = self._replicas, wanted
-        assert self.spec.replica is not None
-        names = [f"replica-{index}" for index in range(max(before, wanted, self._enlisted))]
-        for index, name in enumerate(names):
-            if index < wanted and name not in self._members and index >= before:
-                self.here.enlist(name, self.spec.replica)
-            elif index >= wanted and name in self._members:
-                self._members[name].leaving = True
-            elif index >= wanted:
-                self.here.dismiss(name)
-        self._enlisted = max(self._enlisted, wanted)
-        self._emit(Noted(f"from now on {wanted} replica{'' if wanted == 1 else 's'}; there were {before}"))
+        before = self._members.wanted
+        joining, unheard = self._members.resize(wanted)
+        for name in joining:
+            assert self.spec.replica is not None
+            self.here.enlist(name, self.spec.replica)
+        for name in unheard:
+            self.here.dismiss(name)
+        self.here.emit(Noted(f"from now on {wanted} replica{'' if wanted == 1 else 's'}; there were {before}"))
 
     def _leave(self, name: str) -> None:
-        del self._members[name]
+        self._members.leave(name)
         self._hand_back(name)
-        self._emit(RoleChanged(self.here.now(), name, "left"))
+        self.here.emit(RoleChanged(self.here.now(), name, "left"))
         self.here.dismiss(name)
 
-    def _members_seen(self) -> int:
-        return len(self._members)
-
     def _usual_duration(self) -> float:
-        """Seconds of a minibatch, the median of late."""
-        found = sorted(duration for member in self._members.values() for duration in member.durations)
-        return max(found[len(found) // 2], 1e-3) if found else _LOOK_S
+        return self._members.usual_duration(_LOOK_S)
 
     # -- epochs, snapshots, the end ---------------------------------------------------------------------------
 
@@ -339,7 +297,7 @@ class Coordinator(Role):
                 global_batch_size=order.global_batch_size,
                 epochs=order.epochs,
             )
-            self._emit(self._ended(ended, epoch, seconds, lr, val, test))
+            self.here.emit(self._ended(ended, epoch, seconds, lr, val, test))
 
         self._measuring = self.here.start(measure())
 
@@ -384,17 +342,15 @@ class Coordinator(Role):
         tasks = [self.here.start(self._call(index, "snapshot", number)) for index in range(self.spec.shards)]
         found = [await task for task in tasks]
         now, num_bytes = self.here.now(), sum(size for size, _ in found)
-        self._emit(Saved(settled, max(stood for _, stood in found), now - began, num_bytes, number, now))
+        self.here.emit(Saved(settled, max(stood for _, stood in found), now - began, num_bytes, number, now))
 
     def _is_over(self) -> bool:
         if self._pool.over:
             return True
-        return bool(self._stopping) and not any(not member.silent for member in self._workers())
-
-    def _workers(self) -> list[_Member]:
-        """Replicas that still have something in hand."""
-        names = {name for known in self._pool.outstanding.values() for name in known.workers}
-        return [member for name, member in self._members.items() if name in names]
+        working = {name for known in self._pool.outstanding.values() for name in known.workers}
+        return bool(self._stopping) and not any(
+            member.name in working and not member.silent for member in self._members
+        )
 
     async def _holdings(self) -> list[Holdings]:
         tasks = [self.here.start(self._call(index, "holdings")) for index in range(self.spec.shards)]
@@ -404,17 +360,8 @@ class Coordinator(Role):
         return await self._until_answered(shard_name(shard), method, *values)
 
     async def _until_answered(self, name: str, method: str, *values: Any) -> Any:
-        began = self.here.now()
-        while True:
-            try:
-                return await self.here.handle(name).call(method, *values)
-            except CallError as error:
-                waited = self.here.now() - began
-                if waited > self.spec.patience:
-                    raise RunError(
-                        f"the coordinator gives {name} up after {waited:.0f} s", [("last", error.headline)]
-                    ) from error
-            await self.here.sleep(PAUSE_S)
+        handle = self.here.handle(name)
+        return await until_answered(self.here, name, lambda: handle.call(method, *values), self.spec.patience)
 
     def _changed(self) -> Promise:
         promise = self.here.promise()
@@ -425,6 +372,3 @@ class Coordinator(Role):
         waiting, self._waiting = self._waiting, []
         for promise in waiting:
             promise.keep()
-
-    def _emit(self, record: Record) -> None:
-        self.here.emit(record)

@@ -24,11 +24,10 @@ from typing import Any
 
 import torch
 
-from squall.cluster.program import CallError, Cost, Role, Task
+from squall.cluster.program import Cost, Role, Task
 from squall.data.order import Order
-from squall.errors import RunError
 from squall.optim.lr import Rate
-from squall.server.client import PAUSE_S, Client
+from squall.server.client import Client, until_answered
 from squall.server.gradients import Gradients, Sums
 from squall.server.layout import Layout, Slice
 from squall.server.messages import Ask, Lease, Push, Receipt, Sender, Settled, Unit, Version
@@ -215,18 +214,11 @@ class Replica(Role):
         self._asked += 1
         settled, self._settled = tuple(self._settled), []
         ask = Ask(self._sender, self._asked, settled, wanted, patient)
-        began = self.here.now()
-        while True:
-            try:
-                lease: Lease = await self.here.handle(self.spec.coordinator).call("lease", ask)
-                return lease
-            except CallError as error:
-                waited = self.here.now() - began
-                if waited > self.spec.patience:
-                    raise RunError(
-                        f"{self.here.name} gives the coordinator up after {waited:.0f} s", [("last", error.headline)]
-                    ) from error
-            await self.here.sleep(PAUSE_S)
+        coordinator = self.here.handle(self.spec.coordinator)
+        lease: Lease = await until_answered(
+            self.here, coordinator.name, lambda: coordinator.call("lease", ask), self.spec.patience
+        )
+        return lease
 
     async def _wait_for(self, task: Task[Any] | None) -> Any:
         """Awaits a task and counts the time as stalled."""

@@ -98,7 +98,7 @@ class Tally:
         """Minibatches that a shard was known to hold and holds no more."""
         return sum(1 for known, state in zip(self._held[shard], holdings.states, strict=True) if known and not state)
 
-    def values(self, held: Sequence[Holdings], pool: Pool, members: int) -> dict[str, Any]:
+    def values(self, held: Sequence[Holdings], pool: Pool) -> dict[str, Any]:
         """The counts for result.json.
 
         Raises:
