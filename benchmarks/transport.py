@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import itertools
 import mmap
 import multiprocessing
 import os
@@ -33,6 +34,7 @@ import harness
 import torch
 import torch.distributed as dist
 
+from squall.cluster.program import LostError
 from squall.engine.ray import memory, pairs
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -85,8 +87,12 @@ class Contender:
         """The callee's side; ends with an EOFError when the caller goes."""
         raise NotImplementedError
 
+    def leave(self) -> None:
+        """Lets the callee notice that it is over, beside the end of the pipe."""
+
     def close(self) -> None:
         self.pipe.close()
+        self.leave()
         self.process.join(10)
         self.process.kill()
 
@@ -163,6 +169,9 @@ class BareGloo(Contender):
         finish([self.group.send([piece], 1, 0) for piece in self.pieces(self.pushed)])
         finish([self.group.recv([piece], 1, 1) for piece in self.pieces(self.pulled)])
 
+    def leave(self) -> None:
+        del self.group
+
     @classmethod
     def pieces(cls, tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return tensor.split(min(cls.piece, tensor.numel()))
@@ -186,7 +195,7 @@ class BareGlooPieces(BareGloo):
 
 
 class Pairs(Contender):
-    """Squall's pairs; what a call says beside its tensors goes through a pipe."""
+    """Squall's pairs, alone: what a call says beside its tensors is left out, as above."""
 
     between_hosts = True
 
@@ -199,10 +208,11 @@ class Pairs(Contender):
 
     def exchange(self) -> None:
         self.number += 2
-        self.pipe.send(self.number)
         self.pair.send(self.pushed, self.number, DEADLINE_S)
         self.pair.receive(self.pulled, self.number + 1, DEADLINE_S)
-        assert self.pipe.recv() == "done"
+
+    def leave(self) -> None:
+        self.pair.close()
 
     @staticmethod
     def serve(pipe: Connection, num_elements: int, hosts: tuple[str, str]) -> None:
@@ -211,11 +221,10 @@ class Pairs(Contender):
         pair = opening.join()
         shard, pushed = Shard(num_elements), torch.zeros(num_elements)
         pipe.send("ready")
-        while True:
-            number = pipe.recv()
-            pair.receive(pushed, number, DEADLINE_S)
-            pair.send(shard.apply(pushed), number + 1, DEADLINE_S)
-            pipe.send("done")
+        with suppress(LostError):  # the caller has gone
+            for number in itertools.count(2, 2):
+                pair.receive(pushed, number, DEADLINE_S)
+                pair.send(shard.apply(pushed), number + 1, DEADLINE_S)
 
 
 CONTENDERS: dict[str, type[Contender]] = {

@@ -16,6 +16,7 @@ from squall.checkpoint.spec import CheckpointSpec
 from squall.cluster.fault import Costs, Fault
 from squall.cluster.program import Plan, Program
 from squall.engine.simulated import Simulated
+from squall.errors import RunError
 from squall.metrics import Loss
 from squall.optim.lr import Rate
 from squall.optim.rules import RuleSpec
@@ -39,6 +40,10 @@ from squall.strategy.downpour import (
 
 EVEN = Costs(minibatch=0.1, spread=0.0, stragglers=0.0, latency=0.0002, bandwidth=1e9, server=5e9)
 CLASSES = 3
+
+
+class DriverDiedError(Exception):
+    """The engine was given so many events and no more."""
 
 
 class SeenShard(Shard):
@@ -209,6 +214,8 @@ class Job:
         before = arithmetic.enter(self.spec, torch.device("cpu"))
         try:
             summary: Summary = self.engine.run(self.program(), self.records.append, asked)
+        except RunError as error:
+            raise (DriverDiedError() if "standstill" in error.headline else error) from error
         finally:
             arithmetic.leave(before)
         return summary

@@ -10,6 +10,7 @@ import itertools
 import random
 import statistics
 import time
+from contextlib import suppress
 from math import inf
 
 import torch
@@ -20,7 +21,7 @@ from squall.records import Pushed
 from squall.server.messages import Push
 from squall.server.shard import Snapshot
 from squall.strategy.downpour import Summary
-from tests.downpours import Job
+from tests.downpours import DriverDiedError, Job
 
 
 class Watched(Job):
@@ -28,6 +29,10 @@ class Watched(Job):
 
     lost = 0
     restarts = 0
+    asks: dict[int, int]
+    """By number of the look: how many replicas there are to be from then on."""
+    driver_dies: int | None
+    """After so many events; a second driver goes on from the snapshots."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,6 +52,26 @@ class Watched(Job):
         before = {m for other, _ in self.applied[shard] for m in other.unit.minibatches}
         assert not before & set(push.unit.minibatches), "a minibatch was applied twice"
         super()._audit(shard, push, gradient)
+
+    digest = ""
+
+    def course(self, costs: Costs, faults: list[Fault], seed: int) -> Summary:
+        """Runs the schedule: with what the user asks for, and perhaps in two sessions."""
+        looks = itertools.count()
+
+        def asked() -> list[tuple[str, int]]:
+            number = next(looks)
+            return [("resize", self.asks[number])] if number in self.asks else []
+
+        if self.driver_dies is not None:
+            with suppress(DriverDiedError):
+                return self.run(costs, faults, seed, asked, most_events=self.driver_dies)
+            self.digest, seed = self.engine.digest, seed + 1
+            self.records.clear()
+            self.given.clear()  # versions begin again
+        summary = self.run(costs, faults, seed, asked, most_events=200_000)
+        self.digest += self.engine.digest
+        return summary
 
 
 def schedule(seed: int) -> tuple[Watched, Costs, list[Fault]]:
@@ -90,6 +115,8 @@ def schedule(seed: int) -> tuple[Watched, Costs, list[Fault]]:
         else:
             by = {"slow": draw.choice([3.0, 30.0]), "delay": draw.choice([0.05, 1.0, 40.0])}.get(kind, 1.0)
             faults.append(Fault(kind, role, at, draw.choice([0.1, 0.5, 3.0]), by))
+    job.asks = {draw.randint(0, 8): draw.randint(1, 6) for _ in range(draw.choice([0, 0, 0, 1, 2]))}
+    job.driver_dies = draw.randint(10, 1500) if draw.random() < 0.2 else None
     return job, costs, faults
 
 
@@ -98,6 +125,8 @@ def check(job: Watched, summary: Summary) -> None:
     assert summary.outcome == "finished"
     counts = summary.values["minibatches"]
     assert counts["settled"] == counts["of"] == job.order.num_steps
+    for answers in summary.values["pushes"]["shards"]:
+        assert sum(answers.values()) == summary.values["pushes"]["computed"]
     ours = job.layout.parameters_end
     for shard, part in enumerate(job.slices):
         applied = job.applied[shard]
@@ -118,6 +147,8 @@ def check(job: Watched, summary: Summary) -> None:
             for _, gradient in applied:
                 weights = weights.add(gradient[: len(weights)], alpha=-job.lr)
             assert torch.equal(weights, job.snapshots._kept[shard][-1].tensors["weights"][: len(weights)])
+    if job.driver_dies is not None:
+        return  # the records of the first session are cut back with its driver's set of snapshots
     pushes = [record for record in job.records if isinstance(record, Pushed)]
     assert sorted(m for p in pushes for m in range(p.minibatch, p.minibatch + p.minibatches)) == list(
         range(counts["of"])
@@ -135,8 +166,8 @@ def total(gradients: tuple[torch.Tensor, ...]) -> torch.Tensor:
 def run(seed: int) -> str:
     """Runs a seed's schedule and checks it; the hash of its course."""
     job, costs, faults = schedule(seed)
-    check(job, job.run(costs, faults, seed, most_events=200_000))
-    return job.engine.digest
+    check(job, job.course(costs, faults, seed))
+    return job.digest
 
 
 def main() -> None:

@@ -196,6 +196,7 @@ class Saved(Record):
         num_bytes: on disk.
         number: of the set of snapshots (asynchronous training).
         at: seconds since the run's start, of such a set.
+        tally: what came of the pushes until then.
     """
 
     kind: ClassVar[str] = "saved"
@@ -205,6 +206,7 @@ class Saved(Record):
     num_bytes: int
     number: int = 0
     at: float = 0.0
+    tally: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

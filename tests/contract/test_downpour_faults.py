@@ -7,6 +7,7 @@ import pytest
 
 from tests import schedules
 
+
 @pytest.mark.parametrize("first", range(0, 100, 10))
 def test_every_push_is_accounted_for(first: int) -> None:
     for seed in range(first, first + 10):

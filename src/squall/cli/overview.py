@@ -28,7 +28,7 @@ _COLUMNS: tuple[Column, ...] = (
     ("epoch", ">", lambda run, _: _of(run.epoch, run.epochs)),
     ("step", ">", lambda run, _: _of(run.step, run.steps)),
     ("reached", "<", lambda run, _: _score(run) or "-"),
-    ("processes", ">", lambda run, _: "-" if run.processes is None else count(run.processes)),
+    ("processes", ">", lambda run, _: _hosts(run)),
     ("samples/s", ">", lambda run, _: _rate(run.samples_per_second)),
     ("begun", ">", lambda run, now: "-" if run.began is None else ago(now - run.began)),
     ("took", ">", lambda run, _: "-" if run.seconds is None else duration(run.seconds)),
@@ -68,12 +68,14 @@ def detail(run: State, runs: Path, sessions: Iterable[Values], saved: Iterable[S
     rows = [("run", str(run.folder)), ("state", _state_line(run, runs))]
     if run.steps is not None or run.step:
         epoch = f"epoch {_of(run.epoch, run.epochs, ' of ')}, " if run.epoch is not None else ""
-        rows.append(("reached", f"{epoch}step {_of(run.step, run.steps, ' of ')}"))
+        rows.append(("reached", f"{epoch}{_update(run)} {_of(run.step, run.steps, ' of ')}"))
     if reached := _score(run):
         rows.append(("result" if run.state == "finished" else "so far", reached))
     if run.processes is not None:
         speed = "" if run.samples_per_second is None else f", {_rate(run.samples_per_second)} samples/s"
-        rows.append(("processes", count(run.processes) + speed))
+        shards = "" if not run.shards else f" and {count(run.shards)} shard{'' if run.shards == 1 else 's'}"
+        label = "replicas" if run.strategy == "downpour" else "processes"
+        rows.append((label, count(run.processes) + shards + speed))
     if run.began is not None:
         took = "" if run.seconds is None else f"; {duration(run.seconds)} of work"
         rows.append(("begun", f"{_clock(run.began)}, {ago(now - run.began)}{took}"))
@@ -81,7 +83,7 @@ def detail(run: State, runs: Path, sessions: Iterable[Values], saved: Iterable[S
         rows.append(("job", f"{run.job}      squeue --job {run.job}"))
     rows += _labelled("sessions", _session_lines(run, sessions, now))
     rows += _labelled("notable", _notable(sessions))
-    rows += _labelled("checkpoints", [_checkpoint_line(each) for each in saved])
+    rows += _labelled("checkpoints", [_checkpoint_line(each, run) for each in saved])
     width = max(len(label) for label, _ in rows)
     return [f"{label:<{width}}{_GAP}{text}".rstrip() for label, text in rows]
 
@@ -95,7 +97,7 @@ def fields(run: State) -> dict[str, Any]:
 
 def progress(run: State) -> str:
     """How far it is: step 240 of 360."""
-    return f"step {_of(run.step, run.steps, ' of ')}"
+    return f"{_update(run)} {_of(run.step, run.steps, ' of ')}"
 
 
 def was(run: State) -> str:
@@ -132,6 +134,24 @@ def _score(run: State) -> str:
     return f"{name} {percent(value)}" if name.endswith("accuracy") else f"{name} {value:.4f}"
 
 
+def _hosts(run: State) -> str:
+    """Who works on it: processes, or replicas by their name."""
+    if run.processes is None:
+        return "-"
+    return _many(run.processes, run) if run.strategy == "downpour" else count(run.processes)
+
+
+def _many(number_: int, run: State) -> str:
+    if run.strategy == "downpour":
+        return f"{count(number_)} replica{'' if number_ == 1 else 's'}"
+    return f"{count(number_)} process{'' if number_ == 1 else 'es'}"
+
+
+def _update(run: State) -> str:
+    """What its steps are."""
+    return "minibatch" if run.strategy == "downpour" else "step"
+
+
 def _state_line(run: State, runs: Path) -> str:
     lines = [_ended(run.state, run.why)]
     if run.resumable and not run.job:
@@ -151,23 +171,23 @@ def _session_lines(run: State, sessions: Sequence[Values], now: float) -> list[s
         parts = [
             _clock(number(record.get("time"))),
             f"{record.get('host', '?')} pid {record.get('pid', '?')}",
-            f"{count(processes)} process{'' if processes == 1 else 'es'}",
-            f"from step {count(whole(record.get('start_step')) or 0)}",
+            _many(processes, run),
+            f"from {_update(run)} {count(whole(record.get('start_step')) or 0)}",
         ]
         if saves:
             parts.append(f"{len(saves)} save{'' if len(saves) == 1 else 's'}")
         state = run.state if stop == len(sessions) else "killed"
-        parts.append(_end(ended, state, number(record.get("time")), now))
+        parts.append(_end(ended, state, number(record.get("time")), now, _update(run)))
         lines.append(_GAP.join(parts))
     return lines
 
 
-def _end(ended: Values | None, state: str, began: float | None, now: float) -> str:
+def _end(ended: Values | None, state: str, began: float | None, now: float, update: str) -> str:
     if ended is None:
         return f"at work for {duration(max(now - (began or now), 0))}" if state == "running" else state
     if ended.get("why"):
         return _ended(str(ended.get("outcome", "?")), str(ended["why"]))
-    return f"{ended.get('outcome', '?')} at step {count(whole(ended.get('step')) or 0)}"
+    return f"{ended.get('outcome', '?')} at {update} {count(whole(ended.get('step')) or 0)}"
 
 
 def _ended(outcome: str, why: str) -> str:
@@ -187,8 +207,8 @@ def _notable(sessions: Sequence[Values]) -> list[str]:
     return lines[-5:]
 
 
-def _checkpoint_line(saved: Saved) -> str:
-    return f"step {count(saved.step)}{_GAP}{megabytes(saved.num_bytes)}{_GAP}{_clock(saved.time)}"
+def _checkpoint_line(saved: Saved, run: State) -> str:
+    return f"{_update(run)} {count(saved.step)}{_GAP}{megabytes(saved.num_bytes)}{_GAP}{_clock(saved.time)}"
 
 
 def _labelled(label: str, lines: Sequence[str]) -> list[tuple[str, str]]:

@@ -44,7 +44,9 @@ class State:
         step: updates that were applied.
         steps: of all.
         score: what it reached: name and value.
-        processes: of its last session.
+        strategy: sync, downpour.
+        processes: of its last session; of an asynchronous run, replicas.
+        shards: of an asynchronous run.
         samples_per_second: in its last epoch.
         began: seconds since 1970.
         seconds: that it worked.
@@ -60,7 +62,9 @@ class State:
     step: int = 0
     steps: int | None = None
     score: tuple[str, float] | None = None
+    strategy: str = ""
     processes: int | None = None
+    shards: int | None = None
     samples_per_second: float | None = None
     began: float | None = None
     seconds: float | None = None
@@ -132,13 +136,16 @@ def is_run(folder: Path) -> bool:
 def look(folder: Path) -> State:
     """A run as it stands, from the ends of its files."""
     running = disk.held(folder)
-    begun, ends = tails.first(folder / RECORDS), tails.last(folder / RECORDS, "step", "epoch")
+    begun = tails.first(folder / RECORDS)
+    strategy = str(begun.get("strategy", ""))
+    kind = "push" if strategy == "downpour" else "step"
+    ends = tails.last(folder / RECORDS, kind, "epoch")
     sessions = tails.last(folder / SESSIONS, "session", "session_ended")
     session, ended = sessions.get("session", {}), sessions.get("session_ended", {})
     if (number(ended.get("time")) or 0.0) < (number(session.get("time")) or 0.0):
         ended = {}
     result = {} if running else disk.result_of(folder, session)
-    step, epoch = ends.get("step", {}), ends.get("epoch", {})
+    step, epoch = ends.get("step", {}) or _as_step(ends.get("push", {}), begun), ends.get("epoch", {})
     saved = steps_saved(folder)
     said = (result, ended, next(tails.newest(folder / RECORDS), {}))
     state = disk.state(
@@ -156,9 +163,11 @@ def look(folder: Path) -> State:
         step=_done(result, step),
         steps=whole(begun.get("num_steps")),
         score=score_of(result) or score_of(_flat(epoch)) or _loss(step),
+        strategy=strategy,
         processes=next(
             (n for values in (session, result, begun) if (n := whole(values.get("processes"))) is not None), None
         ),
+        shards=whole(begun.get("shards")) if strategy == "downpour" else None,
         samples_per_second=number(result.get("samples_per_second")) or _speed(folder, epoch),
         began=number(tails.first(folder / SESSIONS).get("time")) or _time_of(folder, _BEGUN),
         seconds=number(result.get("seconds")) or number(step.get("seconds")),
@@ -169,18 +178,33 @@ def look(folder: Path) -> State:
 
 def steps_saved(folder: Path) -> list[int]:
     """Updates in the checkpoints that were written to their end, the newest first."""
+    return _steps(folder) or [settled for settled, _ in _sets(folder)]
+
+
+def checkpoints(folder: Path) -> Iterator[Saved]:
+    """The checkpoints of a run, the newest first."""
+    for step, manifest_ in _sets(folder):
+        with suppress(OSError):
+            paths = manifest_.parent.glob(f"shard-*-{manifest_.stem}.safetensors")
+            yield Saved(step, sum(path.stat().st_size for path in paths), manifest_.stat().st_mtime)
+    for step in _steps(folder):
+        path = _manifest(folder, step)
+        with suppress(OSError):  # training takes old ones away
+            sizes = [entry.stat().st_size for entry in path.parent.iterdir() if entry.is_file()]
+            yield Saved(step, sum(sizes), path.stat().st_mtime)
+
+
+def _steps(folder: Path) -> list[int]:
     with suppress(OSError):
         return [step for step in files.steps_of(folder / CHECKPOINTS) if _manifest(folder, step).is_file()]
     return []
 
 
-def checkpoints(folder: Path) -> Iterator[Saved]:
-    """The checkpoints of a run, the newest first."""
-    for step in steps_saved(folder):
-        path = _manifest(folder, step)
-        with suppress(OSError):  # training takes old ones away
-            sizes = [entry.stat().st_size for entry in path.parent.iterdir() if entry.is_file()]
-            yield Saved(step, sum(sizes), path.stat().st_mtime)
+def _sets(folder: Path) -> list[tuple[int, Path]]:
+    """Of an asynchronous run: minibatches settled and manifest of the sets that all shards have saved, newest first."""
+    paths = sorted((folder / disk.SNAPSHOTS).glob("[0-9]*.json"), reverse=True)
+    known = [(whole(disk.read_json(path).get("settled")), path) for path in paths]
+    return [(settled, path) for settled, path in known if settled is not None]
 
 
 def _manifest(folder: Path, step: int) -> Path:
@@ -213,6 +237,15 @@ def _done(result: Values, step: Values) -> int:
     return 0 if index is None else index + 1
 
 
+def _as_step(push: Values, begun: Values) -> Values:
+    """A push as the step of the last minibatch that was settled by then."""
+    settled, per_epoch = whole(push.get("settled")), whole(begun.get("steps_per_epoch"))
+    if not settled:
+        return {}
+    epoch = {"epoch": (settled - 1) // per_epoch} if per_epoch else {}
+    return {**push, **epoch, "step": settled - 1}
+
+
 def _flat(epoch: Values) -> Values:
     """An epoch's record with the names of a result."""
     values = {"train_loss": epoch.get("train_loss")}
@@ -231,7 +264,7 @@ def _speed(folder: Path, epoch: Values) -> float | None:
     """Samples a second: of the last epoch, or over the last steps where none has ended."""
     if (speed := number(epoch.get("samples_per_second"))) is not None:
         return speed
-    steps = [record for record in tails.newest(folder / RECORDS) if record["kind"] == "step"]
+    steps = [record for record in tails.newest(folder / RECORDS) if record["kind"] in ("step", "push")]
     times = [number(step.get("seconds")) for step in steps]
     if len(steps) < 2 or times[0] is None or times[-1] is None or times[0] <= times[-1]:
         return None

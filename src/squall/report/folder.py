@@ -25,6 +25,9 @@ from typing import Any
 
 from squall.report.values import mapping, number
 
+SNAPSHOTS = "server"
+"""The shards' sets of snapshots, of an asynchronous run: `squall.server.disk.FOLDER` (a test holds them together)."""
+
 RECORDS, SESSIONS, RECIPE, STARTED, RESULT, LOCK, JOB = (
     "records.jsonl",
     "sessions.jsonl",

@@ -10,7 +10,6 @@ pushes, so its lane is faint from its last push to the moment at which it was ca
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +19,7 @@ from squall.report.read import RunData
 from squall.report.series import median
 from squall.report.values import number, whole
 
+_LONGEST = 1e12  # seconds: what is more is no time of a run
 _LATE = 5.0  # times the usual stretch between its pushes: a replica that is not heard of for longer at the end
 
 
@@ -97,7 +97,7 @@ class _Open:
 def end_of(run: RunData) -> float:
     """Seconds up to which the records tell of a run."""
     last = [number(change.get("seconds")) for change in run.changes[-1:]] + list(run.pushes.seconds[-1:])
-    return max((value for value in (run.seconds, *last) if math.isfinite(value)), default=0.0)
+    return max((value for value in (run.seconds, *last) if 0 <= value < _LONGEST), default=0.0)
 
 
 def lanes(run: RunData) -> list[Lane]:
@@ -146,7 +146,7 @@ def _in_time(run: RunData) -> Iterable[tuple[float, Mapping[str, Any]]]:
     told: list[tuple[float, Mapping[str, Any]]] = [(number(change.get("seconds")), change) for change in run.changes]
     named = zip(pushes.seconds, pushes.replica, strict=True)
     told += [(at, {"replica": pushes.names[place]}) for at, place in named]
-    return sorted((event for event in told if math.isfinite(event[0])), key=lambda event: event[0])
+    return sorted((event for event in told if 0 <= event[0] < _LONGEST), key=lambda event: event[0])
 
 
 def _mark(at: float, change: Mapping[str, Any]) -> Mark:

@@ -113,7 +113,7 @@ def _told(found: Sequence[Lane]) -> list[str]:
         gone = sum(not lane.spans[-1].heard and lane.marks[-1].change != "left" for lane in lanes_ if lane.marks)
         parts += [f"{count(gone)} not heard of at the end"] * bool(gone)
         words += [f"Of the {called}s, {', '.join(parts)}"] * bool(parts)
-    return words if len(words) > 1 else [words[0] + ", all there from beginning to end"]
+    return words if len(words) > 1 else [words[0] + ", all there throughout"]
 
 
 def _names(found: Sequence[Lane]) -> dict[str, Any]:
@@ -127,14 +127,14 @@ def _names(found: Sequence[Lane]) -> dict[str, Any]:
 
 def pace(run: RunData) -> Chart | None:
     """Pushes a second over the run's time."""
-    end, times = end_of(run), [at for at in run.pushes.seconds if math.isfinite(at) and at >= 0]
+    end, times = end_of(run), [at for at in run.pushes.seconds if 0 <= at]
     if not times or not end > 0:
         return None
     bins = min(_BINS, max(len(times) // 4, 1))
     width = end / bins
     numbers = [0] * bins
     for at in times:
-        numbers[min(int(at / width), bins - 1)] += 1
+        numbers[int(min(at / width, bins - 1))] += 1
     x = [width * place for place in range(bins + 1)]
     y = [number / width for number in (*numbers, numbers[-1])]
     changes = [mark.at for lane in lanes(run) for mark in lane.marks if mark.change in ("restarted", "silent")]

@@ -64,10 +64,12 @@ def _head(runs: Sequence[RunData], grouped: Sequence[Group]) -> Html:
         ends = dict.fromkeys(f"{error:.2f}" for error in (min(errors), max(errors)))
         note = "of those that finished" if len(reached) < len(runs) else ""
         found.append(Fact(f"{SPLITS[split]} error", f"{' – '.join(ends)}\u00a0%", note))
-    found.append(Fact("time", duration(sum(run.seconds for run in runs if math.isfinite(run.seconds))), "of all runs"))
-    speeds = [run.speed for run in runs if math.isfinite(run.speed)]
-    if speeds:
-        found.append(Fact("samples a second", f"{max(speeds):,.0f}", "the fastest"))
+    virtual = sum(run.simulated for run in runs)
+    told = "of all runs" + (", some of it simulated" if virtual < len(runs) else ", simulated") * bool(virtual)
+    found.append(Fact("time", duration(sum(run.seconds for run in runs if math.isfinite(run.seconds))), told))
+    fastest = max((run for run in runs if math.isfinite(run.speed)), key=lambda run: run.speed, default=None)
+    if fastest is not None:
+        found.append(Fact(f"samples a {fastest.second}", f"{fastest.speed:,.0f}", "the fastest"))
     return join(
         [title(f"{len(runs)} runs", _names(runs), "squall report"), paragraph(*counts, kind="state"), facts(found)]
     )

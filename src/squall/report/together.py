@@ -139,7 +139,9 @@ def speed(runs: Sequence[RunData]) -> Chart | None:
     if not traces:
         return None
     frame = {**_frame(runs, "epoch"), "yaxis": thousands(top)}
-    return Chart("speed", "Throughput", unit="samples/s", figure=figure(traces, "epoch", **frame), linked=LINKED)
+    words = "Of simulated runs, a simulated second." if any(run.simulated for run in runs) else ""
+    drawn = figure(traces, "epoch", **frame)
+    return Chart("speed", "Throughput", drawn, words, unit="samples/s", linked=LINKED)
 
 
 def time(runs: Sequence[RunData]) -> Chart | None:

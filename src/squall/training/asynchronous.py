@@ -80,8 +80,8 @@ class Downpour:
         vector, counters = self.layout.vector(self._built.model), self._built.counters()
         return [first_snapshot(spec, vector, counters) for spec in self.shards]
 
-    def program(self, snapshots: Snapshots, first_snapshot: int) -> Program:
-        """The roles; `first_snapshot` is the number of the next set."""
+    def program(self, snapshots: Snapshots, first_snapshot: int, carried: Mapping[str, Any] | None = None) -> Program:
+        """The roles; `first_snapshot` is the number of the next set, `carried` what earlier sessions counted."""
         downpour = self._downpour
         replica = Plan(partial(Replica, self._replica(), self._make_gradients()), "replica")
         roles = {
@@ -106,6 +106,7 @@ class Downpour:
             evaluator="evaluator" if measures else None,
             replica=replica,
             first_snapshot=first_snapshot,
+            carried=carried,
         )
         roles["coordinator"] = Plan(partial(Coordinator, spec), "coordinator", restarts=False, cpus=0.0)
         return Program(roles, "coordinator")
@@ -214,7 +215,7 @@ def train_asynchronously(
                 dotted(recipe.model_dump(mode="json")),
             )
             asked = _Asked(signals, journal)
-            summary: Summary = engine.run(downpour.program(snapshots, number + 1), journal.hear, asked)
+            summary: Summary = engine.run(downpour.program(snapshots, number + 1, journal.carried), journal.hear, asked)
         seconds = summary.seconds
         if summary.outcome == "stopped":
             settled = summary.values["minibatches"]["settled"]

@@ -78,6 +78,11 @@ class Journal:
         self._settled = int(self._body["settled"])
         return number, float(self._body["seconds"])
 
+    @property
+    def carried(self) -> Mapping[str, Any] | None:
+        """What came of the pushes of earlier sessions."""
+        return self._body["tally"] if self._body is not None else None
+
     def begin(self, started: Started, argv: Mapping[str, Any] | None, names: Sequence[str], config: Any) -> None:
         """The first thing that is written: from here on there is a run."""
         body, path = self._body, self.path
@@ -111,7 +116,7 @@ class Journal:
         if isinstance(record, Saved):
             self._settled = record.step
             if self.snapshots is not None:
-                body = {"settled": record.step, "seconds": record.at, "book": self.book.state()}
+                body = {"settled": record.step, "seconds": record.at, "tally": record.tally, "book": self.book.state()}
                 self.snapshots.note_whole(record.number, {"records": self.book.length, **body})
 
     def request(self) -> Request | None:

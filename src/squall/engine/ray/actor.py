@@ -5,17 +5,19 @@ wait for the disk and for tensors from other machines. Between two works of torc
 milliseconds, where it would wait for a whole gradient if roles computed in the loop::
 
     driver    live() ------------------------------------------------------> what main returned, or its error
-    callers   serve(call) --> role's method (held back until begin is over) --> value, or error
+              opened() --> once begin is over
+    callers   hello()  --> where the role is          serve(call) --> its method, once begin is over --> value, or error
     chief     news(after) --> records that it emitted, roles that it enlists and dismisses
 
 A role that is killed is made again by Ray, in the same actor: its pending `live` fails, and the driver asks again.
+Nobody but `live` makes the role: whatever is wrong with that is said once, there.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import random
+import sys
 import time
 from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +32,7 @@ from squall.cluster.program import FREE, Cost, Plan, Promise, Role, Task
 from squall.engine.ray import memory
 from squall.engine.ray.calls import Callers, Calls, Message, Peers
 from squall.engine.ray.output import write_to
+from squall.engine.ray.sealed import Sealed
 from squall.errors import RunError, SquallError
 from squall.records import Record
 
@@ -48,6 +51,7 @@ class Boot:
         logs: folder for what roles write to their standard output and error; None: nowhere.
         encrypted: tensors go through Ray, whose connections are.
         threads: of torch, for each piece of work.
+        paths: where the driver finds modules.
     """
 
     namespace: str
@@ -56,6 +60,7 @@ class Boot:
     logs: str | None
     encrypted: bool
     threads: int = 1
+    paths: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,68 +74,63 @@ class Enlisted:
 class Host:
     """One role's process; a Ray actor with an event loop."""
 
-    def __init__(self, name: str, plan: Plan, boot: Boot) -> None:
+    def __init__(self, name: str, make: Sealed, boot: Boot) -> None:
         if boot.logs is not None:
             write_to(Path(boot.logs) / f"{name}.log")
-        self.name, self._plan, self._boot = name, plan, boot
+        sys.path.extend(path for path in boot.paths if path not in sys.path)
+        self.name, self._make, self._boot = name, make, boot
         self.incarnation = time.time_ns()
         self._transfers = ThreadPoolExecutor(_TRANSFERS, "tensors")
         self._news: list[Record | Enlisted] = []
-        self._role: Role | None = None
-
-    def _begin(self) -> None:
-        """What needs the event loop, which there is not yet when the actor is made."""
-        if self._role is not None:
-            return
-        self._opened = asyncio.Event()
-        self._failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
-        self._written = asyncio.Event()
-        self._peers = Peers(self.name, self._boot.namespace, self._boot.encrypted, self._transfers)
-        self._callers = Callers(self._transfers)
-        self._role = self._plan.make()
-        self._role.here = _Here(self, self._peers, self._boot)
+        self._forgotten = 0
+        self._made, self._opened, self._failing, self._written = (asyncio.Event() for _ in range(4))
+        self._error: BaseException | None = None
 
     # what Ray calls
 
     async def live(self) -> Any:
-        """Begins the role, lets calls in and does what it does of its own accord."""
-        self._begin()
+        """Makes the role, begins it, lets calls in and does what it does of its own accord."""
         life = asyncio.ensure_future(self._lived())
-        await asyncio.wait([life, self._failed], return_when=asyncio.FIRST_COMPLETED)
-        if self._failed.done():
+        failing = asyncio.ensure_future(self._failing.wait())
+        await asyncio.wait([life, failing], return_when=asyncio.FIRST_COMPLETED)
+        failing.cancel()
+        if self._error is not None:
             life.cancel()
-            return _portable(self._failed.result())
+            return _portable(self._error)
         return life.result()
 
     async def _lived(self) -> Any:
         try:
-            role = cast(Role, self._role)
-            await role.begin()
+            self._peers = Peers(self.name, self._boot.namespace, self._boot.encrypted, self._transfers)
+            self._callers = Callers(self._transfers)
+            self._role: Role = self._make()
+            self._role.here = _Here(self, self._peers, self._boot)
+            self._made.set()
+            await self._role.begin()
             self._opened.set()
-            return await role.main()
+            return await self._role.main()
         except Exception as error:
             return _portable(error)
 
-    async def pid(self) -> int:
-        """The number of this process."""
-        return os.getpid()
+    async def opened(self) -> None:
+        """Waits until the role has begun."""
+        await self._opened.wait()
 
     async def hello(self) -> tuple[str, str, int]:
         """Where this process is: its memory's node, its address; and which incarnation it is."""
-        self._begin()
+        await self._made.wait()
         return memory.node(), self._peers.address, self.incarnation
 
     async def pair(self, caller: str, words: Any) -> Any:
         """Opens this end of a pair with a caller on another machine."""
-        self._begin()
+        await self._made.wait()
         return await self._callers.accept(caller, words, self._peers.address)
 
     async def serve(self, message: Message) -> Any:
         """Answers a call: a value, or the error that the method raised."""
-        self._begin()
+        await self._opened.wait()
         if message.incarnation != self.incarnation:
             return Calls.ANOTHER
-        await self._opened.wait()
         try:
             async with self._callers.tensors(message) as tensors:
                 value = await getattr(self._role, message.method)(*message.values, **tensors)
@@ -143,20 +143,24 @@ class Host:
 
     async def ask(self, word: str, value: Any) -> None:
         """Hands over what the user asks for."""
-        self._begin()
         await self._opened.wait()
-        await cast(Any, self._role).asked(word, value)
+        try:
+            await cast(Any, self._role).asked(word, value)
+        except Exception as error:
+            self.fail(error)
 
     async def news(self, after: int, within: float) -> list[Record | Enlisted]:
-        """What the chief has said since news number `after`; waits for some."""
-        self._begin()
-        if len(self._news) <= after:
+        """What the chief has said since news number `after`, which whoever asks has heard; waits for some."""
+        if (heard := after - self._forgotten) > 0:
+            del self._news[:heard]
+            self._forgotten = after
+        if not self._news:
             self._written.clear()
             try:
                 await asyncio.wait_for(self._written.wait(), within)
             except TimeoutError:
                 return []
-        return self._news[after:]
+        return list(self._news)
 
     # what its role's engine calls
 
@@ -167,8 +171,8 @@ class Host:
 
     def fail(self, error: BaseException) -> None:
         """Work that nobody waits for raised: the program ends with it."""
-        if not self._failed.done():
-            self._failed.set_result(error)
+        self._error = self._error or error
+        self._failing.set()
 
 
 class _Here:

@@ -1,6 +1,6 @@
 """Whether a cluster can be joined, and how: found out before Ray is asked, which would wait for a minute.
 
-    host:port    is somebody there?    without a token: are we let in?    with ours?    is this machine one of its nodes?
+    host:port    is somebody there?    without a token, are we let in?    with ours?    is this machine a node of it?
 
 Nobody but its users may be able to start programs on a cluster: one that lets a stranger in is refused, unless the user
 says that nobody else can reach it.

@@ -13,6 +13,7 @@ epoch is then still under way, and delays nobody.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +52,7 @@ class CoordinatorSpec:
         replica: how one is made that joins later.
         patience: seconds of silence after which a shard is given up.
         first_snapshot: number of the first one that this session makes.
+        carried: the counts of the sessions before (`Saved.tally`).
     """
 
     order: Order
@@ -65,6 +67,7 @@ class CoordinatorSpec:
     replica: Plan | None = None
     patience: float = 600.0
     first_snapshot: int = 1
+    carried: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,8 @@ class Coordinator(Role):
         held = await self._holdings()
         self._pool.restore([holdings.states for holdings in held], self.spec.push_every)
         self._tally.restore(held)
+        if self.spec.carried is not None:
+            self._tally.load(self.spec.carried)
         self._epochs = self._pool.settled // self.spec.order.steps_per_epoch
         self._saved_at = self.here.now(), self._pool.settled
         self._epoch = Epoch(self.here.now())
@@ -337,12 +342,12 @@ class Coordinator(Role):
     async def _save(self) -> None:
         """All shards save at about the same time; a set of snapshots of one number is what a run goes on from."""
         self._snapshot += 1
-        number, began, settled = self._snapshot, self.here.now(), self._pool.settled
+        number, began, settled, tally = self._snapshot, self.here.now(), self._pool.settled, self._tally.state()
         self._saved_at = began, settled
         tasks = [self.here.start(self._call(index, "snapshot", number)) for index in range(self.spec.shards)]
         found = [await task for task in tasks]
         now, num_bytes = self.here.now(), sum(size for size, _ in found)
-        self.here.emit(Saved(settled, max(stood for _, stood in found), now - began, num_bytes, number, now))
+        self.here.emit(Saved(settled, max(stood for _, stood in found), now - began, num_bytes, number, now, tally))
 
     def _is_over(self) -> bool:
         if self._pool.over:

@@ -8,7 +8,7 @@ Two independent counts: they are held against each other at the end.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +52,7 @@ class Tally:
         self._versions: list[int] = [0] * shards
         self._held = [bytearray(minibatches) for _ in range(shards)]
         self._restarts = [0] * shards
+        self._answers: list[Counter[str]] = [Counter() for _ in range(shards)]
         self._computed = self._repeated = self._samples = 0
         self._staleness: Counter[int] = Counter()
         self._unknown = 0
@@ -62,6 +63,28 @@ class Tally:
         for index, holdings in enumerate(held):
             self._versions[index] = holdings.version.incarnation
             self._held[index] = bytearray(holdings.states)
+
+    def state(self) -> dict[str, Any]:
+        """The counts so far as plain values, for a session that goes on."""
+        return {
+            "computed": self._computed,
+            "repeated": self._repeated,
+            "samples": self._samples,
+            "answers": [dict(answers) for answers in self._answers],
+            "restarts": list(self._restarts),
+            "staleness": {str(key): number for key, number in self._staleness.items()},
+            "unknown": self._unknown,
+            "replicas": {name: dict(own) for name, own in self._by_replica.items()},
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Goes on from `state`."""
+        self._computed, self._repeated, self._samples = state["computed"], state["repeated"], state["samples"]
+        self._answers = [Counter(answers) for answers in state["answers"]]
+        self._restarts = list(state["restarts"])
+        self._staleness = Counter({int(key): number for key, number in state["staleness"].items()})
+        self._unknown = state["unknown"]
+        self._by_replica = {name: dict(own) for name, own in state["replicas"].items()}
 
     def add(self, replica: str, settled: Settled, first: bool) -> None:
         """Notes a report; `first`: of the unit."""
@@ -77,6 +100,7 @@ class Tally:
         own["stalled"] += settled.stalled
         self._samples += settled.samples if first else 0
         for index, receipt in enumerate(settled.receipts):
+            self._answers[index][receipt.outcome] += 1
             if receipt.staleness is None:
                 self._unknown += 1
             else:
@@ -123,7 +147,14 @@ class Tally:
         known = sum(self._staleness.values())
         total = sum(staleness * number for staleness, number in self._staleness.items())
         return {
-            "pushes": {"computed": self._computed, "repeated": self._repeated},
+            "pushes": {
+                "computed": self._computed,
+                "repeated": self._repeated,
+                "shards": [
+                    {outcome: answers[outcome] for outcome in ("applied", "dropped", "repeated")}
+                    for answers in self._answers
+                ],
+            },
             "minibatches": {"settled": pool.settled, "of": pool.total, "shards": shards},
             "staleness": {
                 "mean": total / known if known else None,
