@@ -1,4 +1,4 @@
-"""Records of runs of replicas and shards, written by hand: every count in them adds up, and nothing is left to chance."""
+"""Records of runs of replicas and shards, written by hand: all counts add up, and nothing is left to chance."""
 
 from __future__ import annotations
 
@@ -94,12 +94,11 @@ class Replicated:
         found: list[Record] = [self.started(folder)]
         found += [RoleChanged(0.001 * index, f"{self.called}{index}", "joined") for index in range(self.replicas)]
         absent = self._absences()
-        order = [index for index in range(self.replicas)]
         settled, at = 0, 0.5
         while settled < (self.total if self.until is None else self.until):
             at += 0.4 / self.replicas
             found += [change for when, change in self._changes() if at - 0.4 / self.replicas < when <= at]
-            turn = order[(7 * settled) % self.replicas]
+            turn = (7 * settled) % self.replicas
             while any(begin <= at < end for begin, end in absent.get(turn, [])):
                 turn = (turn + 1) % self.replicas
             settled += 1

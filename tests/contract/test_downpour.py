@@ -171,6 +171,16 @@ def test_one_replica_with_batch_normalisation_gives_the_bits_of_synchronous_trai
     assert job.snapshots.newest(0).tensors["counters"].tolist() == [int(counted)] == [job.order.num_steps]
 
 
+def test_a_block_a_shard_down_to_shards_of_buffers_only() -> None:
+    found = []
+    for shards in (1, 16):
+        job = Job(normalised=True, shards=shards, rule=RuleSpec("adagrad"))
+        job.run()
+        found.append(job.weights())
+    assert job.layout.size == 16 * 64
+    assert torch.equal(found[0], found[1])
+
+
 def test_the_same_seed_gives_the_same_records() -> None:
     found = []
     for _ in range(2):

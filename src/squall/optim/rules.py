@@ -53,7 +53,10 @@ class ServerRule:
     ) -> None:
         rule = RULES[spec.name]
         self._pieces = [torch.nn.Parameter(piece) for piece in weights]
-        self._decay, self._lr_scale = tuple(decay), tuple(lr_scale)
+        alike: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+        for piece, treated in zip(self._pieces, zip(lr_scale, decay, strict=True), strict=True):
+            alike.setdefault(treated, []).append(piece)
+        self._treated = list(alike)
         options = dict(rule.defaults)
         if spec.momentum:
             options["momentum"] = spec.momentum
@@ -61,8 +64,8 @@ class ServerRule:
             options["eps"] = spec.eps
         if rule.fused and all(piece.device.type in rule.fused for piece in weights):
             options["fused"] = True
-        groups = [{"params": [piece]} for piece in self._pieces]
-        self._optimizer = rule.make(groups, lr=0.0, **options)
+        groups = [{"params": pieces} for pieces in alike.values()]
+        self._optimizer = rule.make(groups, lr=0.0, **options) if groups else None  # a slice of buffers only
 
     def apply(self, gradients: Sequence[torch.Tensor | None], rate: float, minibatches: int) -> None:
         """One update.
@@ -72,9 +75,11 @@ class ServerRule:
             rate: of the minibatches.
             minibatches: how many the sum holds.
         """
+        if self._optimizer is None:
+            return
         for piece, gradient in zip(self._pieces, gradients, strict=True):
             piece.grad = gradient
-        for group, scale, decay in zip(self._optimizer.param_groups, self._lr_scale, self._decay, strict=True):
+        for group, (scale, decay) in zip(self._optimizer.param_groups, self._treated, strict=True):
             group["lr"], group["weight_decay"] = rate * scale, decay * minibatches
         self._optimizer.step()
         for piece in self._pieces:
@@ -85,13 +90,14 @@ class ServerRule:
         return {
             f"{index}.{key}": value.clone()
             for index, piece in enumerate(self._pieces)
-            for key, value in self._optimizer.state.get(piece, {}).items()
+            for key, value in (self._optimizer.state.get(piece, {}) if self._optimizer else {}).items()
             if isinstance(value, torch.Tensor)
         }
 
     def load(self, state: dict[str, torch.Tensor]) -> None:
         """Takes a state over that `state` gave."""
         for index, piece in enumerate(self._pieces):
+            assert self._optimizer is not None
             own = self._optimizer.state[piece]
             for key in [name.partition(".")[2] for name in state if name.partition(".")[0] == str(index)]:
                 own[key] = state[f"{index}.{key}"].clone()

@@ -60,7 +60,7 @@ def loss(run: RunData) -> Chart | None:
         name = f"training, mean of {count(window)} {called[1]}" if window > 1 else "training"
         traces.append(line(name, *mean, SPLIT_COLOURS["train"]))
         first, last = written(raw[1][0]), written(mean[1][-1])
-        seen = f" of {plural(round(sum(steps.samples)), 'sample')} in all" if run.asynchronous else ""
+        seen = f" of {plural(sum(run.pushes.samples), 'sample')} in all" if run.asynchronous else ""
         words.append(f"Training from {first} to {last} in {plural(len(steps), *called)}{seen}.")
     for split in ("train", "val", "test"):
         at, values = run.of_epochs(split, "loss")

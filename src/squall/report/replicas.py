@@ -127,7 +127,7 @@ def _names(found: Sequence[Lane]) -> dict[str, Any]:
 
 def pace(run: RunData) -> Chart | None:
     """Pushes a second over the run's time."""
-    end, times = end_of(run), [at for at in run.pushes.seconds if 0 <= at]
+    end, times = end_of(run), [at for at in run.pushes.seconds if at >= 0]
     if not times or not end > 0:
         return None
     bins = min(_BINS, max(len(times) // 4, 1))

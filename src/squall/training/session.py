@@ -158,7 +158,7 @@ def _by_roles(
 
     path = Path(out) if out is not None else None
     name = engine or "ray"
-    engine_at, shared = engine_of(name, recipe, path, cluster, trust_cluster)
+    engine_at, shared = engine_of(name, recipe, task, path, cluster, trust_cluster)
     others: Any = {"sinks": sinks, "data_root": data_root, "trackers": trackers, "started": started}
     return train_asynchronously(task, recipe, engine_at, engine_name=name, shared=shared, out=path, **others)
 

@@ -19,8 +19,10 @@ import asyncio
 import random
 import sys
 import time
+import traceback
 from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -75,29 +77,38 @@ class Host:
     """One role's process; a Ray actor with an event loop."""
 
     def __init__(self, name: str, make: Sealed, boot: Boot) -> None:
-        if boot.logs is not None:
-            write_to(Path(boot.logs) / f"{name}.log")
+        self.log = Path(boot.logs) / f"{name}.log" if boot.logs is not None else None
+        if self.log is not None:
+            with suppress(OSError):  # a full disk
+                write_to(self.log)
         sys.path.extend(path for path in boot.paths if path not in sys.path)
         self.name, self._make, self._boot = name, make, boot
-        self.incarnation = time.time_ns()
+        self.incarnation = 0
         self._transfers = ThreadPoolExecutor(_TRANSFERS, "tensors")
         self._news: list[Record | Enlisted] = []
         self._forgotten = 0
         self._made, self._opened, self._failing, self._written = (asyncio.Event() for _ in range(4))
         self._error: BaseException | None = None
+        self._life: asyncio.Future[Any] | None = None
 
     # what Ray calls
 
-    async def live(self) -> Any:
-        """Makes the role, begins it, lets calls in and does what it does of its own accord."""
-        life = asyncio.ensure_future(self._lived())
+    async def live(self, incarnation: int) -> Any:
+        """Makes the role, begins it, lets calls in and does what it does of its own accord.
+
+        Arguments:
+            incarnation: of the role; one that lives already, since only the connection was lost, stays what it is.
+        """
+        if self._life is None:
+            self.incarnation = incarnation
+            self._life = asyncio.ensure_future(self._lived())
         failing = asyncio.ensure_future(self._failing.wait())
-        await asyncio.wait([life, failing], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([self._life, failing], return_when=asyncio.FIRST_COMPLETED)
         failing.cancel()
         if self._error is not None:
-            life.cancel()
-            return _portable(self._error)
-        return life.result()
+            self._life.cancel()
+            return self._portable(self._error)
+        return self._life.result()
 
     async def _lived(self) -> Any:
         try:
@@ -110,7 +121,7 @@ class Host:
             self._opened.set()
             return await self._role.main()
         except Exception as error:
-            return _portable(error)
+            return self._portable(error)
 
     async def opened(self) -> None:
         """Waits until the role has begun."""
@@ -136,10 +147,10 @@ class Host:
                 value = await getattr(self._role, message.method)(*message.values, **tensors)
                 return (value, tensors["into"].numpy()) if isinstance(message.into, np.ndarray) else value
         except SquallError as error:
-            return _portable(error)
+            return self._portable(error)
         except Exception as error:
             self.fail(error)
-            return _portable(error)
+            return self._portable(error)
 
     async def ask(self, word: str, value: Any) -> None:
         """Hands over what the user asks for."""
@@ -161,6 +172,14 @@ class Host:
             except TimeoutError:
                 return []
         return list(self._news)
+
+    def _portable(self, error: BaseException) -> Calls.Raised:
+        """An error as it can be sent: others' exceptions may not survive the journey."""
+        if isinstance(error, SquallError):
+            return Calls.Raised(error)
+        traceback.print_exception(error)  # into the role's log
+        rows = [("log", str(self.log))] if self.log is not None else []
+        return Calls.Raised(RunError(f"{self.name} failed: {type(error).__name__}: {error}", rows))
 
     # what its role's engine calls
 
@@ -275,8 +294,3 @@ class _Promise:
 
     def __await__(self) -> Generator[Any, Any, None]:
         return self.future.__await__()
-
-
-def _portable(error: BaseException) -> Calls.Raised:
-    """An error as it can be sent: others' exceptions may not survive the journey."""
-    return Calls.Raised(error if isinstance(error, SquallError) else RunError(f"{type(error).__name__}: {error}"))

@@ -24,7 +24,7 @@ import torch
 
 from squall.cluster.program import CallError, LateError, LostError
 from squall.engine.ray import memory, pairs
-from squall.errors import SquallError
+from squall.errors import RunError, SquallError
 
 DEADLINE_S = 30.0
 """Of a call that names none."""
@@ -138,30 +138,51 @@ class Peer:
         self, method: str, values: tuple[Any, ...], send: torch.Tensor | None, into: torch.Tensor | None, within: float
     ) -> Any:
         node, incarnation = await self._found()
-        near = node == memory.node()
-        carried = send is not None or into is not None
-        if carried and not near and not self._peers.encrypted:
-            pair = await self._connected()
-            return await self._far(pair, incarnation, method, values, send, into, within)
-        message = Message(
-            self._peers.name, incarnation, method, values, self._near(send, near), self._near(into, near), within
-        )
-        answer = await self._sent(self._actor.serve.remote(message))
-        if into is not None and not near and not isinstance(answer, Calls.Raised):
-            value, array = answer
-            into.copy_(torch.from_numpy(np.array(array)))
-            return value
+        if send is None and into is None:
+            return await self._serve(Message(self._peers.name, incarnation, method, values, None, None, within))
+        if node == memory.node():
+            return await self._near(incarnation, method, values, send, into, within)
+        if self._peers.encrypted:
+            return await self._through_ray(incarnation, method, values, send, into, within)
+        pair = await self._connected()
+        return await self._far(pair, incarnation, method, values, send, into, within)
+
+    async def _serve(self, message: Message) -> Any:
+        return await self._sent(self._actor.serve.remote(message))
+
+    async def _near(
+        self,
+        incarnation: int,
+        method: str,
+        values: tuple[Any, ...],
+        send: torch.Tensor | None,
+        into: torch.Tensor | None,
+        within: float,
+    ) -> Any:
+        """Tensors' places travel; what lies in no shared memory is copied into some, and back."""
+        out, back = _shared(send, filled=True), _shared(into, filled=False)
+        there, here = (None if tensor is None else memory.describe(tensor) for tensor in (out, back))
+        answer = await self._serve(Message(self._peers.name, incarnation, method, values, there, here, within))
+        if into is not None and back is not None and back is not into and not isinstance(answer, Calls.Raised):
+            into.copy_(back.view_as(into))
         return answer
 
-    def _near(self, tensor: torch.Tensor | None, near: bool) -> Tensor:
-        if tensor is None:
-            return None
-        if not near:
-            return tensor.numpy()
-        place = memory.describe(tensor)
-        if place is None:
-            raise ValueError("a tensor that travels lies in memory from Here.memory")
-        return place
+    async def _through_ray(
+        self,
+        incarnation: int,
+        method: str,
+        values: tuple[Any, ...],
+        send: torch.Tensor | None,
+        into: torch.Tensor | None,
+        within: float,
+    ) -> Any:
+        out, back = (None if tensor is None else tensor.numpy() for tensor in (send, into))
+        answer = await self._serve(Message(self._peers.name, incarnation, method, values, out, back, within))
+        if into is None or isinstance(answer, Calls.Raised):
+            return answer
+        value, array = answer
+        into.copy_(torch.from_numpy(np.array(array)))
+        return value
 
     async def _far(
         self,
@@ -185,7 +206,7 @@ class Peer:
             moves.append(loop.run_in_executor(threads, pair.send, send, out.number, within))
         if into is not None and back is not None:
             moves.append(loop.run_in_executor(threads, pair.receive, into, back.number, within))
-        answer = asyncio.ensure_future(self._sent(self._actor.serve.remote(message)))
+        answer = asyncio.ensure_future(self._serve(message))
         try:
             return (await asyncio.gather(answer, *moves))[0]
         except BaseException:
@@ -225,13 +246,15 @@ class Peer:
             answer = await reference
         except (errors.RayActorError, errors.TaskCancelledError) as error:
             raise LostError(f"{self.name} died") from error
+        except errors.RayTaskError as error:  # not the method's: those come as values
+            raise RunError(f"{self.name} failed", [("found", str(error.cause or error))]) from error
         if isinstance(answer, str) and answer == Calls.ANOTHER:
             raise LostError(f"{self.name} died, and is there again")
         return answer
 
     def _forget(self) -> None:
         """After a call was lost the role may be elsewhere, and what its pair carried is not known."""
-        self._there = None
+        self._there = self._actor = None
         pair, self._pair = self._pair, None
         if pair is not None:
             pair.close()
@@ -307,6 +330,14 @@ class Callers:
     def _borrow(self, caller: str, at: Remote) -> torch.Tensor:
         spare = self._spare.setdefault((caller, at.num_elements, at.dtype), [])
         return spare.pop() if spare else torch.empty(at.num_elements, dtype=at.dtype)
+
+
+def _shared(tensor: torch.Tensor | None, *, filled: bool) -> torch.Tensor | None:
+    """A tensor, or one like it, that another process can reach."""
+    if tensor is None or memory.describe(tensor) is not None:
+        return tensor
+    shared = memory.window(tensor.numel(), tensor.dtype)
+    return shared.copy_(tensor.reshape(-1)) if filled else shared
 
 
 def _attached(place: memory.Place) -> torch.Tensor:

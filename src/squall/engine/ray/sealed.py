@@ -1,9 +1,9 @@
 """How a role is made, on its way to the process that makes it: pickled once, opened only there.
 
-A role's plan holds whatever it takes to make it, for a replica the user's whole task: lambdas, classes of a script, data
-sets in memory. Cloudpickle takes functions of a script (`__main__`) by value; those of a module by its name, under which
-the other process must find it. A task's file was loaded by its path and may have no such name, and to run it again
-would make its data sets again, others perhaps where nobody seeded them: so its functions travel by value too.
+A role's plan holds whatever it takes to make it, for a replica the user's whole task: lambdas, classes of a script,
+data sets in memory. Cloudpickle takes functions of a script (`__main__`) by value; those of a module by its name, under
+which the other process must find it. A task's file was loaded by its path and may have no such name, and to run it
+again would make its data sets again, others perhaps where nobody seeded them: so its functions travel by value too.
 
 A role may hold plans of others: the coordinator holds that of replicas that join later. Such a plan stays sealed in its
 hands, so that the coordinator needs neither torch nor the user's data.
@@ -90,7 +90,7 @@ def seal(make: Callable[[], Role], by_value: Sequence[ModuleType] = ()) -> Seale
 
 
 def _dumped(make: Callable[[], Role]) -> bytes:
-    class Pickler(_cloudpickle().Pickler):  # type: ignore[name-defined,misc]
+    class Pickler(_cloudpickle().Pickler):  # type: ignore[misc]
         def reducer_override(self, obj: Any) -> Any:
             if isinstance(obj, Plan) and not isinstance(obj.make, Sealed):
                 return replace(obj, make=Sealed(_dumped(obj.make))).__reduce_ex__(4)
