@@ -66,7 +66,7 @@ class Gradients:
     """Computes minibatches with a network.
 
     Arguments:
-        model: in its memory format; its parameters and buffers become views of vectors.
+        model: on its device, in its memory format; its parameters and buffers become views of vectors.
         layout: of the vectors.
         spec: of the run; `global_batch_size` is one replica's minibatch.
         step: (model, batch) -> (loss as sum and count, metrics).
@@ -94,9 +94,9 @@ class Gradients:
         self._normalises = has_batch_norm(model)
         check_hosting(self.order, 1, self._normalises)
         self._step, self._collate, self._clip = step, collate, clip_grad_norm
-        self._device = torch.device("cpu")
+        self.device = next(model.parameters()).device
         self._finish = finisher(data, spec)
-        precision.wrap_forward(model, spec.precision, self._device)
+        precision.wrap_forward(model, spec.precision, self.device)
         named = dict(model.named_parameters())
         self._parameters = [named[place.name] for place in layout.parameters]
         held = owners(model, torch.Tensor.is_floating_point)
@@ -142,7 +142,7 @@ class Gradients:
         before = weights[ours:].clone()
         self.set_counters(counters)
         generator = torch.default_generator.get_state()
-        seed_pass(self._device, self.spec.seed, plan.epoch, plan.index, 0)
+        seed_pass(self.device, self.spec.seed, plan.epoch, plan.index, 0)
         loss, metrics = self._step(self.model, batch)
         if not self._checked:
             if self.spec.loss_over == "sample":
@@ -201,7 +201,7 @@ class Gradients:
                 self.data,
                 [draw],
                 seed=self.spec.seed,
-                device=self._device,
+                device=self.device,
                 collate=self._collate,
                 finish=self._finish,
             )

@@ -156,7 +156,7 @@ class Layout:
         return Slice(index, start, stop, tuple(pieces), min(max(self.parameters_end, start), stop) - start)
 
     def vector(self, model: nn.Module) -> torch.Tensor:
-        """A model's parameters and buffers as one vector, a copy."""
+        """A model's parameters and buffers as one vector, a copy in main memory."""
         vector = torch.zeros(self.size, dtype=self.dtype)
         tensors = dict(model.named_parameters())
         for place_ in self.parameters:

@@ -32,9 +32,9 @@ from squall.training.spec import run_spec
 from squall.training.users import Steps, checked_steps, model_from
 
 
-def alone() -> World:
+def alone(device: str) -> World:
     """A process of its own: no group, no store, no sockets."""
-    return World(0, 1, 0, 1, torch.device("cpu"), None, None)
+    return World(0, 1, 0, 1, torch.device(device), None, None)
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,13 @@ class Origin:
         recipe: of the run.
         task: where it is not the recipe's own.
         data_root: folder of the data sets.
+        device: where replicas and the evaluator compute: cpu or cuda.
     """
 
     recipe: Recipe
     task: Task | None
     data_root: Path
+    device: str = "cpu"
 
 
 class Built:
@@ -62,11 +64,12 @@ class Built:
 
     def __init__(self, origin: Origin, role: str) -> None:
         recipe = origin.recipe
-        self.spec, self.world, self._role = RunSpec(**run_spec(recipe)), alone(), role
+        self.spec, self.world, self._role = RunSpec(**run_spec(recipe)), alone(origin.device), role
         torch.manual_seed(mix(Stream.INIT, self.spec.seed) >> 1)
         self.task = origin.task or compose(recipe, self.world, origin.data_root)
         self.model: nn.Module = model_from(self.task).train()
         check_parameters(self.model)
+        self.model.to(self.world.device)
         if self.spec.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         rule = recipe.optimizer

@@ -79,9 +79,12 @@ class Replica(Role):
         """Builds the network, or borrows it."""
         here, layout = self.here, self.spec.layout
         self._gradients: Gradients = await here.compute(self._make)
-        self._weights = torch.zeros(layout.size, dtype=layout.dtype)
+        device = self._gradients.device
+        self._weights = torch.zeros(layout.size, dtype=layout.dtype, device=device)
         self._sums = [here.memory(layout.size, layout.dtype) for _ in range(2)]
-        self._scratch = torch.empty(0, dtype=layout.dtype)
+        # where gradients are added up: on the processor right in the memory that travels
+        self._total = torch.zeros_like(self._weights) if device.type != "cpu" else None
+        self._scratch = torch.empty(0, dtype=layout.dtype, device=device)
         self._client = Client(here, self.spec.slices, layout.dtype, self.spec.patience)
         self._sender = Sender(here.name, here.incarnation)
         self._counters = [0] * len(layout.counters)
@@ -106,7 +109,7 @@ class Replica(Role):
                 await self._up_to_date(step)
                 base = base or self._base
                 cost = Cost(minibatches=spec.order.step(minibatch).num_samples / spec.order.global_batch_size)
-                sums.add(await here.compute(partial(self._compute, minibatch, minibatch == unit.first), cost))
+                sums.add(await here.compute(partial(self._compute, minibatch, unit), cost))
                 step += 1
             await self._wait_for(self._pushing)
             assert base is not None
@@ -145,18 +148,23 @@ class Replica(Role):
         found = await self._client.fetch()
         self._coming = tuple(fetched.version for fetched in found), list(found[0].counters)
 
-    def _compute(self, minibatch: int, first: bool) -> Sums:
-        """One gradient, added to the sums; and the local step."""
-        ours, total = self.spec.layout.parameters_end, self._sums[0]
+    def _compute(self, minibatch: int, unit: Unit) -> Sums:
+        """One gradient, added to the unit's sums; and the local step."""
+        ours, full = self.spec.layout.parameters_end, self._sums[0]
+        total = full if self._total is None else self._total
+        first = minibatch == unit.first
         if not first and not len(self._scratch):
             self._scratch = torch.zeros_like(total)
         gradient = total if first else self._scratch
         found = self._gradients.compute(minibatch, self._weights, self._counters, gradient)
         if not first:
             total[:ours].add_(gradient[:ours])
-        if rate := self.spec.local_rate(minibatch):
+        if self.spec.fetch_every > 1 and (rate := self.spec.local_rate(minibatch)):  # else the next fetch undoes it
             self._weights[:ours].add_(gradient[:ours], alpha=-rate)
-        total[ours:].copy_(self._weights[ours:])
+        if minibatch == unit.minibatches[-1]:
+            total[ours:].copy_(self._weights[ours:])
+            if total is not full:
+                full.copy_(total)
         return found
 
     async def _pushed(
