@@ -285,6 +285,8 @@ def test_an_unknown_rule_is_one_mistake():
         ({"optimizer": {"options": {"maximize": True}}}, "optimizer.options={maximize = true}", "not read by"),
         ({"compute": {"fuse": 2}}, "compute.fuse=2", "one pass"),
         ({"compute": {"precision": "fp16"}}, "compute.precision=fp16", "bf16 or fp32"),
+        ({"compute": {"compile": True}}, "compute.compile=true", "leave it out"),
+        ({"data": {"name": "digits", "num_workers": 2}}, "data.num_workers=2", "more replicas read more"),
         ({"ema": 0.99}, "ema=0.99", "leave it out"),
         ({"last_batch": "carry"}, "last_batch=carry", "last_batch=short or drop"),
     ],
@@ -380,4 +382,4 @@ def test_the_same_strategy_again_drops_nothing():
 
 def test_the_names_known_without_torch_are_those_of_the_parts():
     assert sorted(SERVER_RULES) == sorted(known.SHARD_RULES)
-    assert set(STRATEGIES) <= set(known.STRATEGIES)
+    assert {*STRATEGIES, "downpour"} == set(known.STRATEGIES)  # the second kind: programs of roles

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from squall.records import EpochEnded, Logged, Noted, Stepped
+from squall.records import EpochEnded, Logged, Noted, Pushed, Started, Stepped
 from squall.run.tensorboard import TensorBoard
 
 accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+
+
+STARTED = Started(
+    "digits-downpour", "", 3, 0, {}, 100, 10, 10, 16, 16, 160, 100, strategy="downpour", replicas=3, shards=2
+)
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -45,6 +51,38 @@ def test_of_many_steps_one_a_second_is_written(tmp_path: Path) -> None:
         sink(Stepped(index, 0, 8, 1.0, 0.5, index / 16))
     sink.close()
     assert [step for step, _ in scalars(tmp_path / "tb")["step/loss"]] == [0, 16, 32, 48]
+
+
+def pushed(settled: int, loss: float, staleness: list[int], samples: int = 16) -> Pushed:
+    return Pushed(settled / 1000, "replica-0", settled - 1, 1, samples, loss, staleness, 0, 0.5, 0.125, 3, settled)
+
+
+def test_pushes_are_scalars_at_the_minibatch_that_they_settled(tmp_path: Path) -> None:
+    sink = TensorBoard(tmp_path / "tb")
+    sink(replace(STARTED, num_steps=4))
+    for push in (pushed(1, 2.0, [0, 2]), pushed(2, 1.0, [-1, -1]), pushed(4, 0.5, [4, -1])):
+        sink(push)
+    sink.close()
+    found = scalars(tmp_path / "tb")
+    assert found["push/loss"] == [(0, 2.0), (1, 1.0), (3, 0.5)]
+    assert found["push/staleness"] == [(0, 1.0), (3, 4.0)]
+    assert found["push/stalled"] == [(0, 0.25), (1, 0.25), (3, 0.25)]
+    assert found["push/replicas"] == [(0, 3.0), (1, 3.0), (3, 3.0)]
+
+
+@pytest.mark.parametrize("start_step", [0, 5000])
+def test_many_pushes_are_a_thousand_points_that_average_them_however_fast_the_clock(
+    tmp_path: Path, start_step: int
+) -> None:
+    sink = TensorBoard(tmp_path / "tb", start_step)
+    sink(replace(STARTED, num_steps=10_000, start_step=start_step))
+    for settled in range(start_step + 1, 10_001):
+        sink(pushed(settled, float(settled % 10), [settled % 10], samples=16 if settled % 10 else 32))
+    sink.close()
+    found = scalars(tmp_path / "tb")
+    assert [step for step, _ in found["push/loss"]] == list(range(start_step + 9, 10_000, 10))
+    assert {value for _, value in found["push/staleness"]} == {4.5}
+    assert {value for _, value in found["push/loss"]} == {pytest.approx(45 * 16 / (11 * 16))}
 
 
 def test_nothing_is_made_before_the_first_number(tmp_path: Path) -> None:

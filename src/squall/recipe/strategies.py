@@ -80,6 +80,11 @@ def of_downpour(values: Mapping[str, Any]) -> Iterator[Row]:
     optimizer, compute, downpour, simulated = (
         _table(values, key) for key in ("optimizer", "compute", "downpour", "simulated")
     )
+    if (loaders := _table(values, "data").get("num_workers", 0)) != 0:
+        yield (
+            f"data.num_workers={shown(loaders)}",
+            "not with strategy=downpour: a replica reads its minibatches itself; more replicas read more",
+        )
     yield from _rule(optimizer)
     yield from _arithmetic(values, compute)
     yield from _warm_start(downpour, values.get("epochs"))
@@ -115,6 +120,11 @@ def _arithmetic(values: Mapping[str, Any], compute: Mapping[str, Any]) -> Iterat
     fuse = compute.get("fuse", 1)
     if fuse != 1:
         yield f"compute.fuse={shown(fuse)}", "must be 1 with strategy=downpour: a replica's minibatch is one pass"
+    if compute.get("compile"):
+        yield (
+            "compute.compile=true",
+            "not with strategy=downpour: a network's weights are views of memory that changes place; leave it out",
+        )
     if compute.get("precision") == "fp16":
         yield (
             "compute.precision=fp16",

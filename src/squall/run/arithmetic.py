@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -56,7 +57,7 @@ def enter(spec: RunSpec, device: torch.device) -> Settings:
         torch.backends.cudnn.allow_tf32 = spec.precision == "tf32"
         torch.backends.cudnn.benchmark = not exact
     if exact:
-        torch.use_deterministic_algorithms(True)
+        _ask_for_deterministic_kernels(True, warn_only=False)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return before
 
@@ -64,11 +65,19 @@ def enter(spec: RunSpec, device: torch.device) -> Settings:
 def leave(before: Settings) -> None:
     """Puts the switches back."""
     torch.set_num_threads(before.threads)
-    torch.use_deterministic_algorithms(before.deterministic, warn_only=before.warn_only)
+    _ask_for_deterministic_kernels(before.deterministic, warn_only=before.warn_only)
     torch.utils.deterministic.fill_uninitialized_memory = before.fill  # type: ignore[attr-defined]
     torch.backends.cuda.matmul.allow_tf32 = before.matmul_tf32
     torch.backends.cudnn.allow_tf32 = before.cudnn_tf32
     torch.backends.cudnn.benchmark = before.cudnn_benchmark
+
+
+def _ask_for_deterministic_kernels(mode: bool, *, warn_only: bool) -> None:
+    """As `torch.use_deterministic_algorithms`, which loads torch's compiler only to tell it: two seconds of a core."""
+    if "torch._inductor" in sys.modules:
+        torch.use_deterministic_algorithms(mode, warn_only=warn_only)
+    else:
+        torch.set_deterministic_debug_mode(("warn" if warn_only else "error") if mode else "default")
 
 
 def versions() -> dict[str, Any]:
