@@ -193,6 +193,7 @@ class Plan:
         restarts: whether it is started again when it dies.
         cpus, gpus: what it takes of its machine.
         beside_driver: whether it must be on the machine of whoever started the program.
+        urgent: whether the others need it to begin with; if not, an engine may start it when they have begun.
     """
 
     make: Callable[[], Role]
@@ -201,6 +202,7 @@ class Plan:
     cpus: float = 1.0
     gpus: float = 0.0
     beside_driver: bool = False
+    urgent: bool = True
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,9 @@ class Downpour:
         measures = task.val is not None or task.test is not None
         if measures:
             evaluator = EvaluatorSpec(self.layout, self.slices)
-            roles["evaluator"] = Plan(partial(Evaluator, evaluator, self._make_measure()), "evaluator", cpus=0.0)
+            roles["evaluator"] = Plan(
+                partial(Evaluator, evaluator, self._make_measure()), "evaluator", cpus=0.0, urgent=False
+            )
         spec = CoordinatorSpec(
             order=self.order,
             rate=self.rate,

@@ -76,13 +76,13 @@ class Enlisted:
 class Host:
     """One role's process; a Ray actor with an event loop."""
 
-    def __init__(self, name: str, make: Sealed, boot: Boot) -> None:
+    def __init__(self, name: str, boot: Boot) -> None:
         self.log = Path(boot.logs) / f"{name}.log" if boot.logs is not None else None
         if self.log is not None:
             with suppress(OSError):  # a full disk
                 write_to(self.log)
         sys.path.extend(path for path in boot.paths if path not in sys.path)
-        self.name, self._make, self._boot = name, make, boot
+        self.name, self._boot = name, boot
         self.incarnation = 0
         self._transfers = ThreadPoolExecutor(_TRANSFERS, "tensors")
         self._news: list[Record | Enlisted] = []
@@ -93,15 +93,16 @@ class Host:
 
     # what Ray calls
 
-    async def live(self, incarnation: int) -> Any:
+    async def live(self, make: Sealed, incarnation: int) -> Any:
         """Makes the role, begins it, lets calls in and does what it does of its own accord.
 
         Arguments:
+            make: how it is made.
             incarnation: of the role; one that lives already, since only the connection was lost, stays what it is.
         """
         if self._life is None:
             self.incarnation = incarnation
-            self._life = asyncio.ensure_future(self._lived())
+            self._life = asyncio.ensure_future(self._lived(make))
         failing = asyncio.ensure_future(self._failing.wait())
         await asyncio.wait([self._life, failing], return_when=asyncio.FIRST_COMPLETED)
         failing.cancel()
@@ -110,11 +111,11 @@ class Host:
             return self._portable(self._error)
         return self._life.result()
 
-    async def _lived(self) -> Any:
+    async def _lived(self, make: Sealed) -> Any:
         try:
             self._peers = Peers(self.name, self._boot.namespace, self._boot.encrypted, self._transfers)
             self._callers = Callers(self._transfers)
-            self._role: Role = self._make()
+            self._role: Role = make()
             self._role.here = _Here(self, self._peers, self._boot)
             self._made.set()
             await self._role.begin()

@@ -47,7 +47,7 @@ class _Life:
 
     Attributes:
         content: how it is made, in Ray's memory.
-        living: the call that ends with the role; None: it has come to its end.
+        living: the call that ends with the role; None: its `main` is over.
         opening: the call that ends when it has begun; None: it has.
         began: when it had begun; None: it has not.
         deaths: in a row, each early.
@@ -93,6 +93,7 @@ class OnRay:
         self._lives: dict[str, _Life] = {}
         self._incarnations: dict[str, int] = {}
         self._sealed: dict[int, tuple[Plan, Any]] = {}
+        self._later: dict[str, Plan] = {}
         self._host = ray.remote(Host)
 
     def run(
@@ -113,7 +114,9 @@ class OnRay:
         self._cluster.require(cpus, sum(plan.gpus for plan in plans), what)
         try:
             for name, plan in program.roles.items():
-                self._make(name, plan)
+                if plan.urgent:
+                    self._make(name, plan)
+            self._later = {name: plan for name, plan in program.roles.items() if not plan.urgent}
             return self._followed(program.chief, sink, asked)
         finally:
             for life in self._lives.values():
@@ -144,6 +147,10 @@ class OnRay:
                     return self._ray.get(reference)
             for word, value in asked():
                 self._lives[chief].actor.ask.remote(word, value)
+            if self._later and all(life.opening is None for life in self._lives.values()):
+                for name, plan in self._later.items():
+                    self._make(name, plan)
+                self._later = {}
 
     def _note_begun(self, name: str, reference: Any) -> None:
         life = self._lives.get(name)
@@ -186,7 +193,7 @@ class OnRay:
             )
             raise RunError(f"the role {name} dies again and again", [*found, ("rule", rule)]) from None
         life.began = None
-        life.living, life.opening = self._alive(name, life.actor)
+        life.living, life.opening = self._alive(name, life.actor, life.content)
 
     def _hear(self, said: Sequence[Record | Enlisted], sink: Callable[[Record], None]) -> None:
         for news in said:
@@ -227,8 +234,8 @@ class OnRay:
             "max_concurrency": _CALLS_AT_ONCE,
             "scheduling_strategy": self._placed(plan),
         }
-        actor = self._named(self._host.options(**options), name, content)
-        self._lives[name] = _Life(plan, content, actor, *self._alive(name, actor))
+        actor = self._named(self._host.options(**options), name)
+        self._lives[name] = _Life(plan, content, actor, *self._alive(name, actor, content))
 
     def _content(self, plan: Plan) -> Any:
         """How a role is made, pickled once for all that are made so."""
@@ -236,19 +243,19 @@ class OnRay:
             self._sealed[id(plan)] = plan, self._ray.put(seal(plan.make, self._by_value))
         return self._sealed[id(plan)][1]
 
-    def _named(self, host: Any, name: str, content: Any) -> Any:
+    def _named(self, host: Any, name: str) -> Any:
         end = time.monotonic() + _FREES_S
         while True:
             try:
-                return host.remote(name, content, self._boot)
+                return host.remote(name, self._boot)
             except ValueError:  # one of that name was dismissed just now
                 if time.monotonic() > end:
                     raise
             time.sleep(_LOOK_S)
 
-    def _alive(self, name: str, actor: Any) -> tuple[Any, Any]:
+    def _alive(self, name: str, actor: Any, content: Any) -> tuple[Any, Any]:
         self._incarnations[name] = self._incarnations.get(name, 0) + 1
-        return actor.live.remote(self._incarnations[name]), actor.opened.remote()
+        return actor.live.remote(content, self._incarnations[name]), actor.opened.remote()
 
     def _placed(self, plan: Plan) -> Any:
         if not plan.beside_driver:
