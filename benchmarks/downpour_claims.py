@@ -27,6 +27,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from svg import COLOURS, Axis, Line, chart, page
+
 RECORDS = Path(__file__).parent / "records" / "downpour-claims.jsonl"
 RULES = ("sgd", "adagrad")
 REPLICAS = (1, 5, 20, 50, 200)
@@ -140,22 +142,59 @@ def show(records: dict[str, Any]) -> None:
             runs = [records.get(Setting(arm, rule, replicas, rate, seed).key) for seed in SEEDS]
             if None in runs:
                 continue
-            last = [100 * r["epochs"][-1][2] if r and len(r["epochs"]) == 10 else 10.0 for r in runs]
+            last = [final(r) for r in runs if r]
             times = [t for r in runs if r and (t := time_to(r["epochs"], TARGET)) is not None]
             text = f"{statistics.fmean(times):8.1f} ({len(times)})" if times else "   never"
-            print(
-                f"  {rule:<8} R={replicas:<4} rate {rate:<7g} {statistics.fmean(last):6.2f} +- {statistics.stdev(last):.2f}"
-                f"   {text}"
-            )
+            found = f"{statistics.fmean(last):6.2f} +- {statistics.stdev(last):.2f}"
+            print(f"  {rule:<8} R={replicas:<4} rate {rate:<7g} {found}   {text}")
+
+
+def figure(records: dict[str, Any]) -> str:
+    """Test accuracy after 10 epochs, and time to the target, over replicas."""
+    lines: dict[str, list[Line]] = {"accuracy": [], "time": []}
+    for number, (rule, arm) in enumerate(itertools.product(RULES, ("tuned", "fixed"))):
+        accuracy: list[tuple[float, float | None]] = []
+        seconds: list[tuple[float, float | None]] = []
+        for replicas in REPLICAS:
+            own = arm == "tuned" or replicas == 1
+            rate = chosen(records, rule, replicas if own else 1)
+            keys = [Setting("tuned" if own else arm, rule, replicas, rate, seed).key for seed in SEEDS]
+            runs = [records[key] for key in keys]
+            accuracy.append((replicas, statistics.fmean(final(r) for r in runs)))
+            times = [t for r in runs if (t := time_to(r["epochs"], TARGET)) is not None]
+            seconds.append((replicas, statistics.fmean(times) if len(times) == len(SEEDS) else None))
+        name, colour = f"{rule}, {'own rate' if arm == 'tuned' else 'rate of R = 1'}", COLOURS[number // 2]
+        lines["accuracy"].append(Line(name, accuracy, colour, arm == "fixed"))
+        lines["time"].append(Line(name, seconds, colour, arm == "fixed"))
+    over = Axis("replicas", REPLICAS, logarithmic=True)
+    return page(
+        [
+            chart("Test accuracy after 10 epochs, %", over, Axis("%", range(0, 101, 20)), lines["accuracy"]),
+            chart(
+                f"Virtual seconds to {TARGET:.0%} of the test images",
+                over,
+                Axis("s", (100, 200, 500, 1000, 2000), logarithmic=True),
+                lines["time"],
+            ),
+        ]
+    )
+
+
+def final(run: dict[str, Any]) -> float:
+    """Test accuracy after the last epoch, %; chance for a run that diverged."""
+    return 100 * run["epochs"][-1][2] if len(run["epochs"]) == 10 else 10.0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--show", action="store_true")
+    parser.add_argument("--figure", type=Path, help="where the plot is written")
     given = parser.parse_args()
     records = load_records()
-    if given.show:
+    if given.figure:
+        given.figure.write_text(figure(records), encoding="utf-8")
+    if given.show or given.figure:
         show(records)
         return
     RECORDS.parent.mkdir(exist_ok=True)

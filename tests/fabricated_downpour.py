@@ -160,7 +160,7 @@ class Replicated:
             staleness=stale,
             dropped=self.shards * dropped,
             took=0.4,
-            stalled=0.004 * (1 + turn),
+            stalled=0.004 * (1 + turn % 5),
             alive=self.replicas - (self.faults and at >= 9.0),
             settled=settled,
         )

@@ -9,7 +9,8 @@ from squall.units import count, duration
 def resumed(record: Started) -> str:
     """That a run goes on, and from where."""
     epoch = record.start_step // max(record.steps_per_epoch, 1) + 1
-    return f"goes on    from step {count(record.start_step)} of {count(record.num_steps)}, in epoch {epoch}"
+    word = "minibatch" if record.strategy == "downpour" else "step"
+    return f"goes on    from {word} {count(record.start_step)} of {count(record.num_steps)}, in epoch {epoch}"
 
 
 def save_failed(record: SaveFailed) -> str:

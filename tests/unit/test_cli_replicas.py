@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,11 @@ def test_json_prints_one_record_a_line() -> None:
     kinds = [json.loads(line)["kind"] for line in out.getvalue().splitlines()]
     assert kinds.count("push") == 270
     assert (kinds[0], kinds[1], kinds[-1]) == ("started", "role", "ended")
+
+
+def test_a_run_that_goes_on_says_from_which_minibatch() -> None:
+    text = shown([replace(Replicated(per_epoch=90).started(), start_step=120)])
+    assert text.endswith("\ngoes on    from minibatch 120 of 270, in epoch 2\n\n")
 
 
 def test_on_ray_nothing_is_called_simulated() -> None:

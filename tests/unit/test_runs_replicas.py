@@ -69,7 +69,7 @@ def test_one_run_is_shown_in_its_own_words(capsys: pytest.CaptureFixture[str]) -
     assert "state         stopped by Ctrl-C after minibatch 50      squall resume one" in lines
     assert "reached       epoch 2 of 3, minibatch 50 of 120" in lines
     assert "replicas      4 and 2 shards, 159 samples/s" in lines
-    checkpoints = [line.split("   ")[-3:-1] for line in lines[-2:]]
+    checkpoints = [[part.strip() for part in line.split("   ")][-3:-1] for line in lines[-2:]]
     assert checkpoints == [["minibatch 50", "1.0 MB"], ["minibatch 40", "1.0 MB"]]
     assert [line for line in lines if "process" in line or " step " in line] == []
     assert main(["runs", "show", "one", "--json"]) == 0

@@ -19,7 +19,7 @@ _CLOCK = "clock"
 """Charts over the run's time zoom together."""
 
 _MOST_LANES = 250
-_NAMED = 24
+_NAMED = 20
 _BINS = 60
 _MARKS = {
     "joined": ("joined", "triangle-right", "$good"),
@@ -251,7 +251,7 @@ def _by_replica(name: str, found: Sequence[Share], y: Sequence[float], colour: s
 
 def _columns(found: Sequence[Share]) -> dict[str, Any]:
     """The layout of columns by replica: their numbers below, or names where they are not numbered."""
-    ticks = list(range(0, len(found), math.ceil(len(found) / 20)))
+    ticks = list(range(0, len(found), 1 if len(found) <= _NAMED else math.ceil(len(found) / (_NAMED // 2))))
     names = [plain(found[at].name.removeprefix("replica-"), 12) for at in ticks]
     axis = {"tickvals": ticks, "ticktext": names, "range": [-0.6, len(found) - 0.4]}
     return {"xaxis": axis, "bargap": max(0.25, 0.9 - 0.15 * len(found)), "hovermode": "closest"}
