@@ -85,8 +85,8 @@ class Pushed(Record):
         staleness: on each shard, pushes applied between the fetch and the push; -1: not known, the shard was restarted
             in between, or had dealt with these minibatches before.
         dropped: shards that dropped it as too stale.
-        took: seconds of the replica, from the first minibatch to the last answer.
-        stalled: of these, that its computing stood still for fetches and pushes.
+        took: seconds of the replica, from the hand-over of the push before to that of this one.
+        stalled: of these, that its computing stood still for fetches, pushes and minibatches.
         alive: replicas that took part at that time.
         settled: minibatches of the run that all shards have answered for, these included.
     """

@@ -100,8 +100,8 @@ class Settled:
         loss, count: sums over the unit.
         samples: read for it.
         metrics: (sum, count) by name.
-        seconds: from its first minibatch to its last receipt, on the replica's engine.
-        stalled: of these, that the replica's computing stood still for fetches and pushes.
+        seconds: of the replica, from the hand-over of the push before to the hand-over of this one.
+        stalled: of these, that its computing stood still for fetches, pushes and minibatches.
     """
 
     unit: Unit

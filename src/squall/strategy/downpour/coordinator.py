@@ -173,7 +173,7 @@ class Coordinator(Role):
         return member.answer if ask.number == member.asked and member.answer is not None else Lease(None)
 
     async def _granted(self, member: Member, ask: Ask) -> Lease:
-        until = self.here.now() + _ANSWER_S
+        until = self.here.now() + min(_ANSWER_S, self.spec.lease_timeout / 3)  # who asks again is not silent
         while not (self._stopping or self._pool.over or member.leaving):
             unit = self._found(member, ask)
             if unit is not None:

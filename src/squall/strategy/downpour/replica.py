@@ -102,9 +102,10 @@ class Replica(Role):
         self._fetching = here.start(self._fetched())
         await self._arrived()
         step, unit = 0, await self._next(1)
+        began, stalled = here.now(), self._stalled
         while unit is not None:
             ahead = here.start(self._ask(spec.push_every, patient=False))
-            sums, began, stalled, base = Sums(), here.now(), self._stalled, None
+            sums, base = Sums(), None
             for minibatch in unit.minibatches:
                 await self._up_to_date(step)
                 base = base or self._base
@@ -116,14 +117,16 @@ class Replica(Role):
             fetching = step % spec.fetch_every == 0
             full, _ = self._sums
             self._sums.reverse()
-            self._pushing = here.start(self._pushed(unit, full, sums, base, fetching, began, stalled))
+            now = here.now()
+            spent, began, stalled = (now - began, self._stalled - stalled), now, self._stalled
+            self._pushing = here.start(self._pushed(unit, full, sums, base, fetching, spent))
             if fetching:
                 self._fetching = self._pushing
             lease: Lease = await self._wait_for(ahead)
             unit = lease.unit
             if unit is None and not lease.over:
                 await self._wait_for(self._pushing)  # what it has is settled before it waits for more
-                unit = await self._next(spec.push_every)
+                unit = await self._wait_for(here.start(self._next(spec.push_every)))
         await self._wait_for(self._pushing)
         await self._ask(0, patient=False)
 
@@ -174,10 +177,13 @@ class Replica(Role):
         sums: Sums,
         base: tuple[Version, ...],
         fetching: bool,
-        began: float,
-        stalled: float,
+        spent: tuple[float, float],
     ) -> None:
-        """Pushes a unit's sums to all shards and notes what they answered."""
+        """Pushes a unit's sums to all shards and notes what they answered.
+
+        Arguments:
+            spent: seconds that the unit took, and of these, stood still; from hand-over to hand-over.
+        """
         self._number += 1
         without = tuple(index for index, got in enumerate(sums.touched) if not got)
         pushes = [
@@ -190,19 +196,9 @@ class Replica(Role):
             assert found[0] is not None
             self._coming = tuple(f.version for f in found if f is not None), list(found[0].counters)
         self._refetch = any(self._is_new(*pair) for pair in zip(receipts, base, strict=True))
-        receipts = [Receipt(receipt.outcome, receipt.staleness, receipt.version) for receipt in receipts]
-        now = self.here.now()
+        answers = tuple(Receipt(receipt.outcome, receipt.staleness, receipt.version) for receipt in receipts)
         self._settled.append(
-            Settled(
-                unit,
-                tuple(receipts),
-                sums.loss,
-                sums.count,
-                sums.samples,
-                sums.metrics,
-                now - began,
-                self._stalled - stalled,
-            )
+            Settled(unit, answers, sums.loss, sums.count, sums.samples, sums.metrics, spent[0], spent[1])
         )
 
     @staticmethod
