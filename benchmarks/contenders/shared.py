@@ -53,8 +53,8 @@ class Settings:
         return (self.warmup + self.steps) * self.global_batch_size
 
 
-def settings() -> Settings:
-    """Reads the command line."""
+def arguments() -> argparse.ArgumentParser:
+    """What every contender is told."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -65,7 +65,12 @@ def settings() -> Settings:
     parser.add_argument("--worker-batch-size", type=int, default=32)
     parser.add_argument("--reduction", choices=("exact", "fast"), default="exact")
     parser.add_argument("--fuse", type=int, default=None)
-    return Settings(**vars(parser.parse_args()))
+    return parser
+
+
+def settings() -> Settings:
+    """Reads the command line."""
+    return Settings(**vars(arguments().parse_args()))
 
 
 def network() -> nn.Module:

@@ -100,6 +100,8 @@ class Contender:
 
     between_hosts = False
     """Whether it works without shared memory."""
+    exact = True
+    """Whether its Adagrad is torch's fused kernel; another one's first step alone has the same bits."""
 
     def __init__(self, num_elements: int, where: Where, seat: str = "") -> None:
         self.num_elements, self.where = num_elements, where
@@ -179,8 +181,8 @@ class Driven(Contender):
         self.pipe.send(("found", None))
         return str(self.hear())
 
-    @staticmethod
-    def callee(num_elements: int, where: Where) -> AbstractContextManager[Callable[[Any], Any]]:
+    @classmethod
+    def callee(cls, num_elements: int, where: Where) -> AbstractContextManager[Callable[[Any], Any]]:
         """Starts the callee; gives a call: NumPy array or tensor of the gradient -> that of the weights."""
         raise NotImplementedError
 

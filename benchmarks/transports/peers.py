@@ -12,9 +12,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import harness
+import numpy as np
 import torch
 
-from transports.base import DEADLINE_S, SPAWN, Driven, Shard, Where
+from transports.base import DEADLINE_S, EPS, RATE, SPAWN, Driven, Shard, Where
 
 STORE = 1 << 30  # bytes of Ray's object store: it holds a gradient and twice the weights
 
@@ -22,9 +23,9 @@ STORE = 1 << 30  # bytes of Ray's object store: it holds a gradient and twice th
 class TorchRpc(Driven):
     """torch.distributed.rpc over TensorPipe, its default: rpc_sync of a function of tensors."""
 
-    @staticmethod
+    @classmethod
     @contextmanager
-    def callee(num_elements: int, where: Where) -> Iterator[Callable[[Any], Any]]:
+    def callee(cls, num_elements: int, where: Where) -> Iterator[Callable[[Any], Any]]:
         from torch.distributed import rpc
 
         os.environ["TP_SOCKET_IFNAME"] = "lo"
@@ -68,8 +69,25 @@ def join_rpc(name: str, rank: int, folder: str) -> None:
     rpc.init_rpc(name, rank=rank, world_size=2, rpc_backend_options=options)
 
 
-class RayKeeper:
-    """A plain actor: NumPy arrays, which Ray maps without a copy; torch's fused Adagrad on the same memory."""
+class NumPyKeeper:
+    """A parameter server as it stands in many a tutorial, without a temporary array too many."""
+
+    def __init__(self, num_elements: int) -> None:
+        self.weights, self.sums, self.step = (np.zeros(num_elements, np.float32) for _ in range(3))
+        self.root = np.empty_like(self.sums)
+
+    def push_pull(self, gradient: Any) -> Any:
+        np.multiply(gradient, gradient, out=self.root)
+        np.add(self.sums, self.root, out=self.sums)
+        np.sqrt(self.sums, out=self.root)
+        np.add(self.root, np.float32(EPS), out=self.root)
+        np.multiply(gradient, np.float32(RATE), out=self.step)
+        np.divide(self.step, self.root, out=self.step)
+        return np.subtract(self.weights, self.step, out=self.weights)
+
+
+class FusedKeeper:
+    """The same with torch's fused kernel on the arrays' memory, which Ray maps without a copy."""
 
     def __init__(self, num_elements: int) -> None:
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nor is it written
@@ -80,14 +98,16 @@ class RayKeeper:
 
 
 class RayActor(Driven):
-    """A plain Ray actor: ray.get(actor.push_pull.remote(array)), nothing tuned away from Ray's defaults."""
+    """A plain Ray actor that keeps a NumPy array: ray.get(actor.push_pull.remote(array))."""
 
     between_hosts = True
     takes_arrays = True
+    exact = False  # sums of squares are rounded after each operation
+    keeper: type = NumPyKeeper
 
-    @staticmethod
+    @classmethod
     @contextmanager
-    def callee(num_elements: int, where: Where) -> Iterator[Callable[[Any], Any]]:
+    def callee(cls, num_elements: int, where: Where) -> Iterator[Callable[[Any], Any]]:
         os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else one is left in the home folder
         import ray
@@ -98,11 +118,18 @@ class RayActor(Driven):
                 address=where.ray or "local", log_to_driver=False, logging_level="error", **({} if where.ray else own)
             )
             try:
-                keeper = ray.remote(RayKeeper).options(num_cpus=2).remote(num_elements)
+                keeper = ray.remote(cls.keeper).options(num_cpus=2).remote(num_elements)
                 yield lambda gradient: ray.get(keeper.push_pull.remote(gradient), timeout=DEADLINE_S)
             finally:
                 ray.kill(keeper)
                 ray.shutdown()
+
+
+class FusedRayActor(RayActor):
+    """The same with torch's kernel in the actor."""
+
+    exact = True
+    keeper = FusedKeeper
 
 
 class MonarchActor(Driven):
@@ -114,9 +141,9 @@ class MonarchActor(Driven):
     def lacks(cls) -> str:
         return "" if importlib.util.find_spec("monarch") else "no Monarch: pip install torchmonarch==0.7.0"
 
-    @staticmethod
+    @classmethod
     @contextmanager
-    def callee(num_elements: int, where: Where) -> Iterator[Callable[[Any], Any]]:
+    def callee(cls, num_elements: int, where: Where) -> Iterator[Callable[[Any], Any]]:
         from monarch.actor import Actor, endpoint, this_host
 
         class Keeper(Actor):

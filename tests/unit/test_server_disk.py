@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import pickle
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 
-from squall.errors import RunError
+from squall.errors import InputError, RunError
+from squall.server import disk
 from squall.server.disk import OnDisk
 from squall.server.shard import Snapshot
 
@@ -76,3 +81,28 @@ def test_only_the_newest_stay(tmp_path: Path) -> None:
 
 def test_no_set_is_whole(tmp_path: Path) -> None:
     assert OnDisk(tmp_path).go_back(1) is None
+
+
+def test_a_machine_that_does_not_see_the_drivers_folder_is_named(tmp_path: Path) -> None:
+    """The same path may be another folder on another machine, even one with snapshots of an older run in it."""
+    store, other = OnDisk(tmp_path), OnDisk(tmp_path)
+    store.begin([snapshot(0)])
+    assert pickle.loads(pickle.dumps(store)).newest(0).number == 0
+    other.begin([snapshot(0)])
+    with pytest.raises(InputError, match=rf"(?s)does not see the run's folder.*{tmp_path} on .*another run's"):
+        store.newest(0)
+    (tmp_path / ".session").unlink()
+    with pytest.raises(InputError, match=r"(?s)No such file.*--out with a folder of a shared file system"):
+        store.newest(0)
+
+
+def test_a_folder_that_may_not_be_written_is_said_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = OnDisk(tmp_path)
+    store.begin([snapshot(0)])
+    for number, lets in ((errno.EROFS, False), (errno.EACCES, False), (errno.ENOSPC, True)):
+        monkeypatch.setattr(disk.tempfile, "TemporaryFile", Mock(side_effect=OSError(number, os.strerror(number))))
+        if lets:
+            assert store.newest(0).number == 0
+        else:
+            with pytest.raises(InputError, match=rf"(?s)may not write.*{tmp_path} on .*{os.strerror(number)}"):
+                store.newest(0)

@@ -6,15 +6,20 @@
 
 A shard writes beside its work, into a file of another name which it renames when it is on the disk; it comes back with
 its newest whole file. A run goes on from the newest set that is whole. On a cluster the folder is one that all of its
-machines see.
+machines see: the driver leaves a word in it, and a shard that does not find it there says so before it begins.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import secrets
+import socket
+import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +27,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from squall.errors import RunError
+from squall.errors import InputError, RunError
 from squall.run.folder import write_json
 from squall.server.shard import Snapshot
 
 FOLDER = "server"
 _HEAD = 64  # hex digits of the hash that a file begins with
+_WORD = ".session"
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)  # and no full disk: that may pass
 
 
 class OnDisk:
@@ -39,11 +46,12 @@ class OnDisk:
     """
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
-        self._folder, self._keep = folder, max(keep, 2)
+        self._folder, self._keep, self._word = folder.absolute(), max(keep, 2), ""
 
     def begin(self, first: Sequence[Snapshot]) -> None:
         """Writes the state before the first push of all shards, as set 0."""
         self._folder.mkdir(parents=True, exist_ok=True)
+        self._leave_word()
         for shard, snapshot in enumerate(first):
             self.save(shard, snapshot)
 
@@ -51,8 +59,10 @@ class OnDisk:
         """The newest whole one of a shard.
 
         Raises:
+            InputError: this machine does not see the run's folder, or may not write there.
             RunError: none is.
         """
+        self._look_for_word()
         passed = []
         for number in sorted(self._numbers(shard), reverse=True):
             try:
@@ -62,22 +72,34 @@ class OnDisk:
         raise RunError(f"no snapshot of shard {shard} is whole in {self._folder}", passed)
 
     def save(self, shard: int, snapshot: Snapshot) -> int:
-        """Keeps one, whole or not at all; older ones go. Returns its bytes."""
+        """Keeps one, whole or not at all; older ones go, unless they belong to a set that is whole. Returns its bytes.
+
+        Raises:
+            RunError: the disk does not take it.
+        """
         path = self._path(shard, snapshot.number)
         facts = {"count": snapshot.count, "received": snapshot.received}
         body = save(
             {key: tensor.contiguous() for key, tensor in snapshot.tensors.items()}, {"shard": json.dumps(facts)}
         )
         temporary = path.with_name(f".{path.name}.tmp")
-        with temporary.open("wb") as file:
-            file.write(hashlib.sha256(body).hexdigest().encode())
-            file.write(body)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync(self._folder)
+        try:
+            with temporary.open("wb") as file:
+                file.write(hashlib.sha256(body).hexdigest().encode())
+                file.write(body)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            _sync(self._folder)
+        except OSError as error:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            found = f"{error.strerror or error}: {self._folder}"
+            raise RunError(f"shard {shard} cannot save its snapshot", [("found", found)]) from error
+        whole = {int(path.stem) for path in self._folder.glob("[0-9]*.json")}
         for number in sorted(self._numbers(shard))[: -self._keep]:
-            self._path(shard, number).unlink(missing_ok=True)
+            if number not in whole:  # another shard may have failed to save since
+                self._path(shard, number).unlink(missing_ok=True)
         return len(body) + _HEAD
 
     def note_whole(self, number: int, values: dict[str, Any]) -> None:
@@ -85,6 +107,8 @@ class OnDisk:
         write_json(self._folder / f"{number:06}.json", values)
         for path in sorted(self._folder.glob("[0-9]*.json"))[: -self._keep]:
             path.unlink(missing_ok=True)
+            for shard in self._folder.glob(f"shard-*-{path.stem}.safetensors"):
+                shard.unlink(missing_ok=True)
 
     def go_back(self, shards: int) -> tuple[int, dict[str, Any]] | None:
         """The newest whole set, as number and values; what is newer is removed. None where there is none."""
@@ -99,12 +123,47 @@ class OnDisk:
             for shard in range(shards):
                 for newer in [n for n in self._numbers(shard) if n > number]:
                     self._path(shard, newer).unlink(missing_ok=True)
+            self._leave_word()
             return number, values
         return None
 
     def weights(self, shards: int) -> torch.Tensor:
         """The whole vector, from the newest snapshot of each shard."""
         return torch.cat([self.newest(shard).tensors["weights"] for shard in range(shards)])
+
+    def _leave_word(self) -> None:
+        self._word = secrets.token_hex(8)
+        (self._folder / _WORD).write_text(self._word)
+
+    def _look_for_word(self) -> None:
+        if not self._word:
+            return  # of nobody's session
+        here = socket.gethostname()
+        try:
+            found = "another run's" if (self._folder / _WORD).read_text() != self._word else ""
+        except OSError as error:
+            found = error.strerror or str(error)
+        if found:
+            raise InputError(
+                "a shard does not see the run's folder",
+                [
+                    ("found", f"{self._folder} on {here}: {found}"),
+                    ("rule", "shards write their snapshots there: all machines of a cluster see one folder"),
+                    ("to do", "--out with a folder of a shared file system; or downpour.shards=1, beside the driver"),
+                ],
+            )
+        try:
+            tempfile.TemporaryFile(dir=self._folder).close()
+        except OSError as error:
+            if error.errno in _FORBIDDEN:
+                raise InputError(
+                    "a shard may not write to the run's folder",
+                    [
+                        ("found", f"{self._folder} on {here}: {error.strerror}, as user {os.geteuid()}"),
+                        ("rule", "shards write their snapshots there"),
+                        ("to do", "run Ray as the same user on all machines, or give that one the right to write"),
+                    ],
+                ) from error
 
     def _numbers(self, shard: int) -> list[int]:
         return [int(path.stem.rpartition("-")[2]) for path in self._folder.glob(f"shard-{shard}-*.safetensors")]

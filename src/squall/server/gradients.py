@@ -73,6 +73,10 @@ class Gradients:
         data: the training set.
         collate: joins samples to a batch.
         clip_grad_norm: the most that the norm of a minibatch's gradient may be.
+        backward: what a loss is handed to; torch's own, or that with users' frames shown.
+
+    Attributes:
+        at: the minibatch that is computed, or was last; -1: none yet.
 
     Raises:
         InputError: a minibatch that leaves one sample to a network with batch normalisation.
@@ -87,13 +91,15 @@ class Gradients:
         data: Any,
         collate: Callable[..., Any] | None = None,
         clip_grad_norm: float | None = None,
+        backward: Callable[[torch.Tensor], None] = torch.autograd.backward,
     ) -> None:
         refuse_synchronised(model)
         self.model, self.layout, self.spec, self.data = model, layout, spec, data
         self.order: Order = spec.order(len(data))
         self._normalises = has_batch_norm(model)
         check_hosting(self.order, 1, self._normalises)
-        self._step, self._collate, self._clip = step, collate, clip_grad_norm
+        self._step, self._collate, self._clip, self._backward = step, collate, clip_grad_norm, backward
+        self.at = -1
         self.device = next(model.parameters()).device
         self._finish = finisher(data, spec)
         precision.wrap_forward(model, spec.precision, self.device)
@@ -133,6 +139,7 @@ class Gradients:
             into: (layout.size,); the parameters' section is overwritten with the gradient, 0 where there is none.
         """
         self.attach(weights)
+        self.at = minibatch
         plan = self.order.step(minibatch)
         planned = self.order.draw(plan, 0)
         draw, batch = next(self._reader(planned))
@@ -150,7 +157,7 @@ class Gradients:
             check_training_mode(self.model)
             self._checked = True
         total, count = (loss.sum * len(draw), len(draw)) if self.spec.loss_over == "worker" else (loss.sum, loss.count)
-        total.backward()  # type: ignore[no-untyped-call]
+        self._backward(total)
         torch.default_generator.set_state(generator)
         touched = self._gather(into[:ours], float(count))
         self._settle_buffers(before, weights[ours:], len(draw))

@@ -115,6 +115,7 @@ class Shard(Role):
         self._rule.load({key[5:]: value for key, value in found.tensors.items() if key.startswith("rule.")})
         self._states = found.tensors["states"].clone()
         self._counters = found.tensors["counters"].clone()
+        self._saved = -1
         self._count, self._received = found.count, dict(found.received)
         self._newest: dict[str, tuple[int, int]] = {}
         self._fetched: dict[str, tuple[tuple[int, int], Fetched]] = {}
@@ -164,7 +165,15 @@ class Shard(Role):
         return await self.here.compute(work)
 
     async def snapshot(self, number: int) -> tuple[int, float]:
-        """Saves its state beside its work; returns bytes and the seconds that work stood still for the copy."""
+        """Saves its state beside its work; returns bytes and the seconds that work stood still for the copy.
+
+        It may take longer than a call; one that asks again for the same number waits for the same answer.
+        """
+        if number != self._saved:
+            self._saved, self._saving = number, self.here.start(self._save(number))
+        return await self._saving
+
+    async def _save(self, number: int) -> tuple[int, float]:
         began = self.here.now()
         found = await self.here.compute(lambda: self._taken(number), Cost(bytes=4 * self._bytes))
         stood = self.here.now() - began

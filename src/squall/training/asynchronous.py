@@ -20,7 +20,7 @@ import torch
 from squall.cluster.program import Engine, Plan, Program
 from squall.optim.rules import RuleSpec
 from squall.recipe import Recipe
-from squall.records import Sink, Started, dotted
+from squall.records import Noted, Sink, Started, dotted
 from squall.run import arithmetic
 from squall.run.fingerprint import fingerprint
 from squall.run.leaving import how_to_go_on, left
@@ -93,9 +93,8 @@ class Downpour:
         measures = task.val is not None or task.test is not None
         if measures:
             evaluator = EvaluatorSpec(self.layout, self.slices)
-            roles["evaluator"] = Plan(
-                partial(Evaluator, evaluator, self._make_measure()), "evaluator", cpus=0.0, urgent=False
-            )
+            make = partial(Evaluator, evaluator, self._make_measure())
+            roles["evaluator"] = Plan(make, "evaluator", cpus=0.0, beside_driver=True, urgent=False)
         spec = CoordinatorSpec(
             order=self.order,
             rate=self.rate,
@@ -110,7 +109,8 @@ class Downpour:
             first_snapshot=first_snapshot,
             carried=carried,
         )
-        roles["coordinator"] = Plan(partial(Coordinator, spec), "coordinator", restarts=False, cpus=0.0)
+        coordinator = partial(Coordinator, spec)
+        roles["coordinator"] = Plan(coordinator, "coordinator", restarts=False, cpus=0.0, beside_driver=True)
         return Program(roles, "coordinator")
 
     def started(self, name: str, folder: Path | None, prints: Mapping[str, Any], engine: str) -> Started:
@@ -187,7 +187,7 @@ def train_asynchronously(
         KeyboardInterrupt, SystemExit: it was asked to stop, and is saved.
     """
     sinks = (Progress(),) if sinks is None else sinks
-    origin = Origin(recipe, task, data_root or Path("data"))
+    origin = Origin(recipe, task, (data_root or Path("data")).absolute())
     journal: Journal | None = None
     settings: arithmetic.Settings | None = None
     signals, seconds = Signals(), 0.0
@@ -256,6 +256,8 @@ class _Asked:
         if self._signals.noted and not self.by:
             number = self._signals.noted
             self.by = f"by {'Ctrl-C' if number == signal.SIGINT else signal.Signals(number).name}"
+            again = "; Ctrl-C again ends it at once" if number == signal.SIGINT else ""
+            self._journal.book.show(Noted(f"stopping: replicas hand in what they have under way{again}"))
             return [("stop", self.by)]
         request = self._journal.request()
         if request is None:

@@ -21,7 +21,18 @@ from torch import nn
 
 from squall.errors import RunError
 from squall.model import weights
-from squall.records import Ended, EpochEnded, Noted, Record, Saved, SessionBegan, SessionEnded, Sink, Started
+from squall.records import (
+    Ended,
+    EpochEnded,
+    Noted,
+    Record,
+    Saved,
+    SaveFailed,
+    SessionBegan,
+    SessionEnded,
+    Sink,
+    Started,
+)
 from squall.run import folder, tensorboard, trackers
 from squall.run.account import facts
 from squall.run.book import Book
@@ -111,13 +122,19 @@ class Journal:
         """Takes what the coordinator says."""
         if isinstance(record, EpochEnded):
             self.book.note_epoch(record)
-        else:
-            self.book.emit(record)
-        if isinstance(record, Saved):
-            self._settled = record.step
-            if self.snapshots is not None:
-                body = {"settled": record.step, "seconds": record.at, "tally": record.tally, "book": self.book.state()}
-                self.snapshots.note_whole(record.number, {"records": self.book.length, **body})
+            return
+        self.book.emit(self._noted(record) if isinstance(record, Saved) else record)
+
+    def _noted(self, saved: Saved) -> Record:
+        """Ties a set of snapshots to the records; what came of that."""
+        if self.snapshots is not None:
+            body = {"settled": saved.step, "seconds": saved.at, "tally": saved.tally, "book": self.book.state()}
+            try:
+                self.snapshots.note_whole(saved.number, {"records": self.book.length, **body})
+            except OSError as error:
+                return SaveFailed(saved.step, error.strerror or str(error), self._settled or None)
+        self._settled = saved.step
+        return saved
 
     def request(self) -> Request | None:
         """What somebody asks of the run by a file in its folder; looked for once a second."""

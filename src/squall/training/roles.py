@@ -29,7 +29,7 @@ from squall.strategy.downpour.evaluator import Measure
 from squall.task import Task
 from squall.training.parts import compose
 from squall.training.spec import run_spec
-from squall.training.users import Steps, checked_steps, model_from
+from squall.training.users import Steps, checked_steps, guarded, model_from
 
 
 def alone(device: str) -> World:
@@ -65,6 +65,7 @@ class Built:
     def __init__(self, origin: Origin, role: str) -> None:
         recipe = origin.recipe
         self.spec, self.world, self._role = RunSpec(**run_spec(recipe)), alone(origin.device), role
+        self._gradients: Gradients | None = None
         torch.manual_seed(mix(Stream.INIT, self.spec.seed) >> 1)
         self.task = origin.task or compose(recipe, self.world, origin.data_root)
         self.model: nn.Module = model_from(self.task).train()
@@ -88,7 +89,10 @@ class Built:
 
     def position(self) -> str:
         """For messages."""
-        return self._role
+        if self._gradients is None or self._gradients.at < 0:
+            return self._role
+        plan = self._gradients.order.step(self._gradients.at)
+        return f"{self._role}, epoch {plan.epoch + 1}, minibatch {self._gradients.at}"
 
     def counters(self) -> torch.Tensor:
         """The integer buffers' values at the beginning."""
@@ -98,7 +102,15 @@ class Built:
     def gradients(self) -> Gradients:
         """What a replica computes with."""
         steps, task = self.steps, self.task
-        return Gradients(self.model, self.layout, self.spec, steps.train, task.train, steps.collate, self._clip)
+
+        def backward(loss: torch.Tensor) -> None:
+            guarded(lambda: torch.autograd.backward(loss), f"the backward pass, {self.position()}")
+
+        made = Gradients(
+            self.model, self.layout, self.spec, steps.train, task.train, steps.collate, self._clip, backward
+        )
+        self._gradients = made
+        return made
 
     def measure(self) -> Measure:
         """What the evaluator computes with; takes the network for itself."""

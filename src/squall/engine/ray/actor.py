@@ -4,7 +4,8 @@ Three kinds of threads. The event loop's answers calls and never works. One thre
 wait for the disk and for tensors from other machines. Between two works of torch a control call then waits for
 milliseconds, where it would wait for a whole gradient if roles computed in the loop::
 
-    driver    live() ------------------------------------------------------> what main returned, or its error
+    driver    awake() -->  whenever there is a process
+              live() ------------------------------------> what the chief's main returned; the error of any role
               opened() --> once begin is over
     callers   hello()  --> where the role is          serve(call) --> its method, once begin is over --> value, or error
     chief     news(after) --> records that it emitted, roles that it enlists and dismisses
@@ -16,14 +17,16 @@ Nobody but `live` makes the role: whatever is wrong with that is said once, ther
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,6 +35,7 @@ import torch
 
 from squall.cluster.program import FREE, Cost, Plan, Promise, Role, Task
 from squall.engine.ray import memory
+from squall.engine.ray.alike import check, versions
 from squall.engine.ray.calls import Callers, Calls, Message, Peers
 from squall.engine.ray.output import write_to
 from squall.engine.ray.sealed import Sealed
@@ -54,6 +58,8 @@ class Boot:
         encrypted: tensors go through Ray, whose connections are.
         threads: of torch, for each piece of work.
         paths: where the driver finds modules.
+        versions: of the driver's software.
+        folder: the driver's working folder: relative paths mean the same here, where there is one of that name.
     """
 
     namespace: str
@@ -63,6 +69,8 @@ class Boot:
     encrypted: bool
     threads: int = 1
     paths: tuple[str, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=versions)
+    folder: str = "."
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,8 @@ class Host:
         if self.log is not None:
             with suppress(OSError):  # a full disk
                 write_to(self.log)
+        with suppress(OSError):
+            os.chdir(boot.folder)
         sys.path.extend(path for path in boot.paths if path not in sys.path)
         self.name, self._boot = name, boot
         self.incarnation = 0
@@ -93,11 +103,16 @@ class Host:
 
     # what Ray calls
 
-    async def live(self, make: Sealed, incarnation: int) -> Any:
+    async def awake(self) -> None:
+        """Says that there is a process again."""
+
+    async def live(self, make: Sealed, incarnation: int, chief: bool) -> Any:
         """Makes the role, begins it, lets calls in and does what it does of its own accord.
 
         Arguments:
             make: how it is made.
+            chief: the call is over when the role's `main` is; for others only when something fails, or the process
+                ends, which the driver hears of by this call alone.
             incarnation: of the role; one that lives already, since only the connection was lost, stays what it is.
         """
         if self._life is None:
@@ -105,6 +120,8 @@ class Host:
             self._life = asyncio.ensure_future(self._lived(make))
         failing = asyncio.ensure_future(self._failing.wait())
         await asyncio.wait([self._life, failing], return_when=asyncio.FIRST_COMPLETED)
+        if self._error is None and not chief and not isinstance(self._life.result(), Calls.Raised):
+            await failing
         failing.cancel()
         if self._error is not None:
             self._life.cancel()
@@ -114,6 +131,9 @@ class Host:
     async def _lived(self, make: Sealed) -> Any:
         try:
             self._peers = Peers(self.name, self._boot.namespace, self._boot.encrypted, self._transfers)
+            where = f"{socket.gethostname()} ({self._peers.address})"
+            sys.stdout.write(f"{self.name}, incarnation {self.incarnation}: process {os.getpid()} on {where}\n")
+            check(self.name, self._boot.versions, self._peers.address)
             self._callers = Callers(self._transfers)
             self._role: Role = make()
             self._role.here = _Here(self, self._peers, self._boot)

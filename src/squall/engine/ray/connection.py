@@ -8,10 +8,14 @@
 In the main thread Ray would take SIGTERM's handler, and Ctrl-C would break it off halfway, in its start or its end,
 with processes left that nobody knows. In any other thread the kernel would end Ray's processes when that thread ends,
 as Ray asks it to.
+
+Ray's C++ half takes SIGTERM all the same, below Python, which does not notice: the process would abort with a trace. So
+the handler that Python knows of is set once more.
 """
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -72,11 +76,19 @@ def connection(
                 raise TimeoutError
             if failed:
                 raise failed[0]
+            _take_back(signal.SIGTERM)
             yield ray
         finally:
             over.set()
             if in_time:  # else the thread ends when Ray gives up
                 unhurried(lambda: thread.join(_STARTS_S + _STOPS_S))
+
+
+def _take_back(number: int) -> None:
+    """Sets the handler that Python knows of; only a process's main thread can."""
+    handler = signal.getsignal(number)
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(number, handler)
 
 
 def reason(error: BaseException) -> str:

@@ -22,6 +22,7 @@ from typing import Any
 
 from squall.cluster.program import Plan, Program
 from squall.engine.ray.actor import Boot, Enlisted, Host
+from squall.engine.ray.alike import lacking, versions
 from squall.engine.ray.calls import Calls
 from squall.engine.ray.cluster import Cluster
 from squall.engine.ray.sealed import seal
@@ -40,6 +41,9 @@ _FREES_S = 10.0
 
 _LAST_LINES = 8
 
+_SOME_BYTES = 1
+"""Of memory, of which every machine has: Ray does not heed where a role is wanted that takes nothing."""
+
 
 @dataclass
 class _Life:
@@ -47,7 +51,8 @@ class _Life:
 
     Attributes:
         content: how it is made, in Ray's memory.
-        living: the call that ends with the role; None: its `main` is over.
+        waking: the call that ends when there is a process again after a death; None: there is.
+        living: the call that ends with the role; None: it is dead.
         opening: the call that ends when it has begun; None: it has.
         began: when it had begun; None: it has not.
         deaths: in a row, each early.
@@ -56,8 +61,9 @@ class _Life:
     plan: Plan
     content: Any
     actor: Any
-    living: Any
-    opening: Any
+    waking: Any = None
+    living: Any = None
+    opening: Any = None
     began: float | None = None
     deaths: int = 0
 
@@ -89,11 +95,15 @@ class OnRay:
         self._ray, self._cluster, self._logs, self._by_value, self._own = ray, cluster, logs, by_value, own
         paths = tuple(str(Path(path).absolute()) for path in sys.path)
         where = str(logs.absolute()) if logs else None
-        self._boot = Boot(cluster.namespace, began, time.time(), where, cluster.tls, threads, paths)
+        self._boot = Boot(
+            cluster.namespace, began, time.time(), where, cluster.tls, threads, paths, versions(), str(Path.cwd())
+        )
         self._lives: dict[str, _Life] = {}
         self._incarnations: dict[str, int] = {}
         self._sealed: dict[int, tuple[Plan, Any]] = {}
         self._later: dict[str, Plan] = {}
+        self._chief = ""
+        self._dealt = 0
         self._host = ray.remote(Host)
 
     def run(
@@ -113,11 +123,12 @@ class OnRay:
         cpus = 0.0 if self._own else sum(plan.cpus for plan in plans)
         self._cluster.require(cpus, sum(plan.gpus for plan in plans), what)
         try:
+            self._chief = program.chief
             for name, plan in program.roles.items():
                 if plan.urgent:
                     self._make(name, plan)
             self._later = {name: plan for name, plan in program.roles.items() if not plan.urgent}
-            return self._followed(program.chief, sink, asked)
+            return self._followed(sink, asked)
         finally:
             for life in self._lives.values():
                 self._kill(life)
@@ -125,32 +136,47 @@ class OnRay:
 
     # -- what happens -----------------------------------------------------------------------------------------
 
-    def _followed(
-        self, chief: str, sink: Callable[[Record], None], asked: Callable[[], Sequence[tuple[str, Any]]]
-    ) -> Any:
+    def _followed(self, sink: Callable[[Record], None], asked: Callable[[], Sequence[tuple[str, Any]]]) -> Any:
+        chief = self._chief
         heard, news = 0, self._lives[chief].actor.news.remote(0, _NEWS_S)
         while True:
-            living = {life.living: name for name, life in self._lives.items() if life.living is not None}
-            opening = {life.opening: name for name, life in self._lives.items() if life.opening is not None}
-            done, _ = self._ray.wait([*living, *opening, news], num_returns=1, timeout=_LOOK_S)
+            waking, living, opening = (
+                {call: name for name, life in self._lives.items() if (call := getattr(life, kind)) is not None}
+                for kind in ("waking", "living", "opening")
+            )
+            done, _ = self._ray.wait([*waking, *living, *opening, news], num_returns=1, timeout=_LOOK_S)
             for reference in done:
                 if reference is news:
-                    said = self._got(chief, news)
+                    said = self._got(news)
                     heard += len(said)
                     self._hear(said, sink)
                     news = self._lives[chief].actor.news.remote(heard, _NEWS_S)
+                elif reference in waking:
+                    self._note_awake(waking[reference], reference)
                 elif reference in opening:
                     self._note_begun(opening[reference], reference)
-                elif self._ended(living[reference], reference, chief):
-                    last = self._got(chief, self._lives[chief].actor.news.remote(heard, 0.0))
-                    self._hear(last, sink)
+                elif self._ended(living[reference], reference):
+                    self._hear(self._got(self._lives[chief].actor.news.remote(heard, 0.0)), sink)
                     return self._ray.get(reference)
             for word, value in asked():
                 self._lives[chief].actor.ask.remote(word, value)
-            if self._later and all(life.opening is None for life in self._lives.values()):
+            if self._later and all(life.began is not None for life in self._lives.values()):
                 for name, plan in self._later.items():
                     self._make(name, plan)
                 self._later = {}
+
+    def _note_awake(self, name: str, reference: Any) -> None:
+        life = self._lives.get(name)
+        if life is None:
+            return  # dismissed meanwhile
+        life.waking = None
+        try:
+            self._ray.get(reference)
+        except self._ray.exceptions.RayActorError as error:
+            if error.actor_init_failed:
+                raise lacking(name, "", str(error)) from None
+            raise RunError(f"the role {name} died", [("found", _reason(error)), *self._last_words(name)]) from None
+        self._enliven(name, life)
 
     def _note_begun(self, name: str, reference: Any) -> None:
         life = self._lives.get(name)
@@ -161,8 +187,8 @@ class OnRay:
             self._ray.get(reference)
             life.began = time.monotonic()
 
-    def _ended(self, name: str, reference: Any, chief: str) -> bool:
-        """Looks at a role whose life came to an end; whether it is the chief, and the program is over.
+    def _ended(self, name: str, reference: Any) -> bool:
+        """Looks at a role whose life came to an end; whether the program is over, as the chief's `main` is.
 
         Raises:
             SquallError: what it raised.
@@ -174,16 +200,19 @@ class OnRay:
         try:
             value = self._ray.get(reference)
         except self._ray.exceptions.RayActorError as error:
-            self._died(name, life, error, name == chief)
+            self._died(name, life, error)
             return False
+        except self._ray.exceptions.RayTaskError as error:
+            raise lacking(name, error.ip or "", str(error)) from None
         if isinstance(value, Calls.Raised):
             raise value.error
-        life.living = None
-        return name == chief
+        return True
 
-    def _died(self, name: str, life: _Life, error: BaseException, is_chief: bool) -> None:
+    def _died(self, name: str, life: _Life, error: BaseException) -> None:
+        if getattr(error, "actor_init_failed", False):
+            raise lacking(name, "", str(error)) from None
         found = [("found", _reason(error)), *self._last_words(name)]
-        if is_chief or not life.plan.restarts:
+        if name == self._chief or not life.plan.restarts:
             raise RunError(f"the role {name} died", found) from None
         early = life.began is None or time.monotonic() - life.began < _EARLY_S
         life.deaths = life.deaths + 1 if early else 1
@@ -192,8 +221,8 @@ class OnRay:
                 f"a role that dies is started again, but not if it dies {_DEATHS} times in a row, soon after it began"
             )
             raise RunError(f"the role {name} dies again and again", [*found, ("rule", rule)]) from None
-        life.began = None
-        life.living, life.opening = self._alive(name, life.actor, life.content)
+        life.began = life.living = life.opening = None
+        life.waking = life.actor.awake.options(max_task_retries=-1).remote()
 
     def _hear(self, said: Sequence[Record | Enlisted], sink: Callable[[Record], None]) -> None:
         for news in said:
@@ -204,11 +233,13 @@ class OnRay:
             elif news.plan is None and news.name in self._lives:
                 self._kill(self._lives.pop(news.name))
 
-    def _got(self, chief: str, reference: Any) -> Any:
+    def _got(self, reference: Any) -> Any:
+        """What the chief answers."""
         try:
             return self._ray.get(reference)
         except self._ray.exceptions.RayActorError as error:
-            raise RunError(f"the role {chief} died", [("found", _reason(error)), *self._last_words(chief)]) from None
+            found = [("found", _reason(error)), *self._last_words(self._chief)]
+            raise RunError(f"the role {self._chief} died", found) from None
 
     def _last_words(self, name: str) -> list[tuple[str, str]]:
         """The end of what a role wrote."""
@@ -230,12 +261,14 @@ class OnRay:
             "namespace": self._cluster.namespace,
             "num_cpus": 0.0 if self._own else plan.cpus,
             "num_gpus": plan.gpus,
+            "memory": _SOME_BYTES,
             "max_restarts": -1 if plan.restarts else 0,
             "max_concurrency": _CALLS_AT_ONCE,
             "scheduling_strategy": self._placed(plan),
         }
         actor = self._named(self._host.options(**options), name)
-        self._lives[name] = _Life(plan, content, actor, *self._alive(name, actor, content))
+        self._lives[name] = _Life(plan, content, actor)
+        self._enliven(name, self._lives[name])
 
     def _content(self, plan: Plan) -> Any:
         """How a role is made, pickled once for all that are made so."""
@@ -253,16 +286,24 @@ class OnRay:
                     raise
             time.sleep(_LOOK_S)
 
-    def _alive(self, name: str, actor: Any, content: Any) -> tuple[Any, Any]:
+    def _enliven(self, name: str, life: _Life) -> None:
         self._incarnations[name] = self._incarnations.get(name, 0) + 1
-        return actor.live.remote(content, self._incarnations[name]), actor.opened.remote()
+        life.living = life.actor.live.remote(life.content, self._incarnations[name], name == self._chief)
+        life.opening = life.actor.opened.remote()
 
     def _placed(self, plan: Plan) -> Any:
-        if not plan.beside_driver:
-            return "SPREAD"
+        """Roles that compute go where there is room; those that take no processor are dealt out over the machines,
+        beginning with the driver's, and go elsewhere only when theirs is dead."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        return NodeAffinitySchedulingStrategy(self._cluster.node_id, soft=False)
+        if plan.beside_driver:
+            return NodeAffinitySchedulingStrategy(self._cluster.node_id, soft=False)
+        if plan.cpus or plan.gpus:
+            return "SPREAD"
+        nodes = [node.id for node in self._cluster.nodes()]
+        first, dealt = nodes.index(self._cluster.node_id), self._dealt
+        self._dealt += 1
+        return NodeAffinitySchedulingStrategy(nodes[(first + dealt) % len(nodes)], soft=True)
 
     def _kill(self, life: _Life) -> None:
         with suppress(self._ray.exceptions.RayError):

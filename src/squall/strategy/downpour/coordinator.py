@@ -20,9 +20,9 @@ from typing import Any
 from squall.checkpoint.spec import CheckpointSpec
 from squall.cluster.program import Plan, Promise, Role, Task
 from squall.data.order import Order
-from squall.errors import DivergedError
+from squall.errors import DivergedError, RunError
 from squall.optim.lr import Rate
-from squall.records import EpochEnded, Noted, Pushed, RoleChanged, Saved
+from squall.records import EpochEnded, Noted, Pushed, RoleChanged, Saved, SaveFailed
 from squall.server.client import shard_name, until_answered
 from squall.server.leases import Pool
 from squall.server.messages import Ask, Holdings, Lease, Settled, Unit
@@ -103,7 +103,8 @@ class Coordinator(Role):
         self._waiting: list[Promise] = []
         self._stopping = ""
         self._measuring: Task[None] | None = None
-        self._saving: Task[None] | None = None
+        self._saving: Task[RunError | None] | None = None
+        self._kept: int | None = None
         self._snapshot = spec.first_snapshot - 1
         self._saved_at = (0.0, 0)
         self._epochs = 0
@@ -130,7 +131,9 @@ class Coordinator(Role):
             await self._measuring
         if self._saving is not None:
             await self._saving
-        await self._save()
+        failed = await self._save()
+        if failed is not None:
+            raise failed
         values = self._tally.values(await self._holdings(), self._pool)
         return Summary("stopped" if self._stopping else "finished", self._snapshot, values, self.here.now())
 
@@ -295,7 +298,7 @@ class Coordinator(Role):
             val: dict[str, float] = {}
             test: dict[str, float] = {}
             if self.spec.evaluator is not None:
-                val, test = await self._until_answered(self.spec.evaluator, "measure")
+                val, test = await self._until_answered(self.spec.evaluator, "measure", epoch)
             order = self.spec.order
             lr = self.spec.rate.at(
                 order.progress((epoch + 1) * order.steps_per_epoch - 1),
@@ -339,15 +342,34 @@ class Coordinator(Role):
         if due:
             self._saving = self.here.start(self._save())
 
-    async def _save(self) -> None:
-        """All shards save at about the same time; a set of snapshots of one number is what a run goes on from."""
+    async def _save(self) -> RunError | None:
+        """All shards save at about the same time; a set of snapshots of one number is what a run goes on from.
+
+        Returns:
+            What kept one from it: a full disk is no reason to stop.
+        """
         self._snapshot += 1
         number, began, settled, tally = self._snapshot, self.here.now(), self._pool.settled, self._tally.state()
         self._saved_at = began, settled
-        tasks = [self.here.start(self._call(index, "snapshot", number)) for index in range(self.spec.shards)]
-        found = [await task for task in tasks]
+        tasks = [self.here.start(self._snapshot_of(index, number)) for index in range(self.spec.shards)]
+        answers = [await task for task in tasks]
+        for error in answers:
+            if isinstance(error, RunError):
+                said = ", ".join([error.headline, *(text for label, text in error.rows if label == "found")])
+                self.here.emit(SaveFailed(settled, said, self._kept))
+                return error
+        found = [answer for answer in answers if not isinstance(answer, RunError)]
         now, num_bytes = self.here.now(), sum(size for size, _ in found)
+        self._kept = settled
         self.here.emit(Saved(settled, max(stood for _, stood in found), now - began, num_bytes, number, now, tally))
+        return None
+
+    async def _snapshot_of(self, index: int, number: int) -> tuple[int, float] | RunError:
+        try:
+            found: tuple[int, float] = await self._call(index, "snapshot", number)
+        except RunError as error:
+            return error
+        return found
 
     def _is_over(self) -> bool:
         if self._pool.over:

@@ -15,7 +15,8 @@ from squall.cluster.program import Role
 from squall.server.client import Client
 from squall.server.layout import Layout, Slice
 
-Measure = Callable[[torch.Tensor, list[int]], tuple[dict[str, float], dict[str, float]]]
+Averages = tuple[dict[str, float], dict[str, float]]
+Measure = Callable[[torch.Tensor, list[int]], Averages]
 """(vector, counters) -> averages on the validation set and on the test set."""
 
 
@@ -45,12 +46,21 @@ class Evaluator(Role):
         self._measure = await self.here.compute(self._make)
         self._weights = torch.zeros(layout.size, dtype=layout.dtype)
         self._client = Client(self.here, self.spec.slices, layout.dtype, self.spec.patience)
+        self._epoch = -1
 
-    async def measure(self) -> tuple[dict[str, float], dict[str, float]]:
-        """The server's model now: averages on the validation set and on the test set."""
+    async def measure(self, epoch: int) -> Averages:
+        """The server's model now: averages on the validation set and on the test set.
+
+        It may take longer than a call; one that asks again for the same epoch waits for the same answer.
+        """
+        if epoch != self._epoch:
+            self._epoch, self._measuring = epoch, self.here.start(self._measured())
+        return await self._measuring
+
+    async def _measured(self) -> Averages:
         found = await self._client.fetch()
 
-        def work() -> tuple[dict[str, float], dict[str, float]]:
+        def work() -> Averages:
             self._client.take(self._weights)
             return self._measure(self._weights, list(found[0].counters))
 
