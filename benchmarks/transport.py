@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import statistics
 import sys
 from contextlib import ExitStack
@@ -106,6 +107,7 @@ def main() -> None:
     for name, reason in missing.items():
         print(f"{name} is left out: {reason}", file=sys.stderr)
     names = [name for name in names if name not in missing]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leaves nothing behind: processes, namespaces
     torch.set_num_threads(1)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of the callees: namespaces have no names for addresses
     settings = {
