@@ -123,6 +123,16 @@ class RoleChanged(Record):
 
 
 @dataclass(frozen=True)
+class Resized(Record):
+    """A run was asked for another number of replicas, and has begun to have it; `seconds` since the run's start."""
+
+    kind: ClassVar[str] = "resized"
+    seconds: float
+    replicas: int
+    before: int
+
+
+@dataclass(frozen=True)
 class EpochEnded(Record):
     """An epoch ended: training averages, evaluation, speed and where the time went.
 
@@ -256,7 +266,7 @@ Sink = Callable[[Record], None]
 SPENT = ("data", "compute", "communication", "wait", "save")
 """Where a step's time goes: reading; computing; sums under way; waiting for slower ranks; copying a checkpoint."""
 
-OF_SESSION: tuple[type[Record], ...] = (SessionBegan, Saved, SaveFailed, Slow, SessionEnded)
+OF_SESSION: tuple[type[Record], ...] = (SessionBegan, Saved, SaveFailed, Slow, Resized, SessionEnded)
 """What happened to the processes, not to the training: two runs of one recipe have equal records but for these."""
 
 

@@ -9,6 +9,7 @@ The switch is a bridge in a namespace too: nothing of the machine's own network 
 Ray's nodes on them are real ones, as `ray start` makes them; they share the machine's files, unless one hides some.
 """
 
+import ctypes
 import itertools
 import os
 import re
@@ -25,6 +26,7 @@ RAY = Path(sys.executable).with_name("ray")
 SQUALL = Path(sys.executable).with_name("squall")
 
 
+_NEW_NETWORK = 0x40000000  # CLONE_NEWNET, sched.h
 _numbers = itertools.count()
 
 
@@ -53,6 +55,17 @@ class Host:
     def cut(self) -> None:
         """Pulls its cable: nobody is told."""
         ip("-n", self.switch, "link", "set", self.plug, "down")
+
+    def mend(self) -> None:
+        """Plugs it in again."""
+        ip("-n", self.switch, "link", "set", self.plug, "up")
+
+    def enter(self) -> None:
+        """From here on the calling thread is on this host."""
+        with Path(f"/run/netns/{self.name}").open("rb") as space:
+            libc = ctypes.CDLL(None, use_errno=True)
+            if libc.setns(space.fileno(), _NEW_NETWORK):
+                raise OSError(ctypes.get_errno(), "setns")
 
     def words(self, *command: str | Path) -> list[str]:
         """A command that runs another on this host, and becomes it."""

@@ -17,7 +17,6 @@ import pytest
 
 import squall
 from squall.run.folder import LOGS, RECORDS, RESULT
-from squall.run.requests import Request, ask
 from squall.version import own_version
 from tests.cluster.conftest import Cluster
 from tests.cluster.hosts import SQUALL, Host
@@ -150,7 +149,9 @@ def test_a_run_spans_hosts_of_which_one_is_cut_off_and_another_joins(cluster: Cl
         assert lost not in run.pushed(back)
 
         cluster.join(fourth, cpus=2)
-        ask(run.folder, Request("resize", replicas=4))
+        words = fourth.words(SQUALL, "runs", "resize", run.folder, "--replicas", "4", "--no-wait")
+        asked = subprocess.run(words, env=cluster.environment, capture_output=True, text=True)
+        assert asked.returncode == 0, asked.stderr
         until(lambda: run.pushed(back) == {f"replica-{index}" for index in range(4)}, STARTS_S)
         assert run.hosts_of("replica-3") == [fourth.address]
         assert run.hosts_of(lost) == [third.address, fourth.address]
@@ -257,6 +258,9 @@ def certificates(found: list[Host], folder: Path) -> dict[str, str]:
 def test_where_connections_are_encrypted_tensors_take_them_too(cluster_of: Callable[..., Any]) -> None:
     with cluster_of(2, 2, certificates) as cluster:
         (cluster.folder / "task.py").write_text(TASK)
+        said, seconds = refused(cluster, "plain", "task.py", RAY_USE_TLS="")
+        assert "RAY_USE_TLS=1 and its certificates here too" in said
+        assert seconds < EXPECTED_S
         with training(cluster, "tls", "task.py", "downpour.replicas=2", "downpour.shards=2") as run:
             until(lambda: len(run.pushed()) == 2 and len(run.records("push")) > 30, STARTS_S)
             assert {run.hosts_of(f"shard-{index}")[0] for index in range(2)} == {h.address for h in cluster.hosts}

@@ -1,12 +1,8 @@
-"""Gloo pairs between hosts: network namespaces, each with its own address, joined by a virtual cable. Needs root."""
+"""Gloo pairs between hosts: network namespaces, each with its own address. Needs root."""
 
-import ctypes
 import multiprocessing
-import os
-import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,55 +13,16 @@ from squall.cluster.program import LateError, LostError
 from squall.engine.ray import memory
 from squall.engine.ray.pairs import accept, offer
 from squall.errors import RunError
+from tests.cluster.hosts import Host
+from tests.cluster.hosts import hosts as plugged
 
 CONTEXT = multiprocessing.get_context("forkserver")
-_NEW_NETWORK = 0x40000000  # CLONE_NEWNET, sched.h
-
-
-@dataclass
-class Host:
-    """A network namespace, and its end of the cable."""
-
-    name: str
-    link: str
-    address: str
-
-    def run(self, *words: str) -> None:
-        ip("-n", self.name, *words)
-
-    def enter(self) -> None:
-        """From here on the calling process is on this host."""
-        with Path(f"/run/netns/{self.name}").open("rb") as space:
-            libc = ctypes.CDLL(None, use_errno=True)
-            if libc.setns(space.fileno(), _NEW_NETWORK):
-                raise OSError(ctypes.get_errno(), "setns")
-
-
-def ip(*words: str) -> None:
-    done = subprocess.run(["ip", *words], capture_output=True, text=True)
-    assert done.returncode == 0, f"needs root and network namespaces: ip {' '.join(words)}: {done.stderr}"
 
 
 @pytest.fixture
-def hosts() -> Iterator[tuple[Host, Host]]:
-    number = os.getpid()
-    first = Host(f"squall-{number}-a", f"sqa{number}", "10.87.3.1")
-    second = Host(f"squall-{number}-b", f"sqb{number}", "10.87.3.2")
-    made = []
-    try:
-        for host in (first, second):
-            ip("netns", "add", host.name)
-            made.append(host)
-        ends = ["peer", "name", second.link, "netns", second.name]
-        ip("link", "add", first.link, "netns", first.name, "type", "veth", *ends)
-        for host in (first, second):
-            host.run("address", "add", f"{host.address}/24", "dev", host.link)
-            host.run("link", "set", "lo", "up")
-            host.run("link", "set", host.link, "up")
-        yield first, second
-    finally:
-        for host in made:
-            ip("netns", "delete", host.name)
+def hosts() -> Iterator[list[Host]]:
+    with plugged(2) as found:
+        yield found
 
 
 class Role:
@@ -132,7 +89,7 @@ def kernel_word(address: str) -> str:
 
 
 @pytest.fixture
-def joined(hosts: tuple[Host, Host]) -> Iterator[tuple[Role, Role]]:
+def joined(hosts: list[Host]) -> Iterator[tuple[Role, Role]]:
     caller, callee = Role(hosts[0], True), Role(hosts[1], False)
     try:
         callee.tell(caller.hear())
@@ -154,19 +111,17 @@ def test_tensors_cross_and_each_host_listens_on_its_own_address_only(joined: tup
             assert sender.hear() == receiver.hear() == float((torch.arange(numel) % 1000).double().sum())
 
 
-def test_a_cable_that_is_cut_is_an_expired_deadline_on_both_sides(
-    hosts: tuple[Host, Host], joined: tuple[Role, Role]
-) -> None:
+def test_a_cable_that_is_cut_is_an_expired_deadline_on_both_sides(hosts: list[Host], joined: tuple[Role, Role]) -> None:
     """Nothing says that a host is cut off: no end of a connection, no refusal."""
     caller, callee = joined
-    hosts[0].run("link", "set", hosts[0].link, "down")
+    hosts[0].cut()
     callee.tell(("receive", 0, 1_000_000, 2))
     caller.tell(("send", 0, 1_000_000, 2))
     for each in (caller, callee):
         kind, seconds = each.hear()
         assert kind is LateError
         assert 2 <= seconds < 4
-    hosts[0].run("link", "set", hosts[0].link, "up")
+    hosts[0].mend()
     caller.tell(("send", 1, 1000, 30))
     assert caller.hear()[0] is LostError  # closed for good
 
@@ -184,7 +139,7 @@ def unanswered(host: Host, pipe: Any) -> None:
         pipe.send((type(error), time.monotonic() - began))
 
 
-def test_a_host_that_is_cut_off_before_it_answers_is_an_expired_deadline(hosts: tuple[Host, Host]) -> None:
+def test_a_host_that_is_cut_off_before_it_answers_is_an_expired_deadline(hosts: list[Host]) -> None:
     pipe, there = CONTEXT.Pipe()
     child = CONTEXT.Process(target=unanswered, args=(hosts[0], there))
     child.start()
@@ -192,7 +147,7 @@ def test_a_host_that_is_cut_off_before_it_answers_is_an_expired_deadline(hosts: 
         assert pipe.recv() == "here"
         offering = Role(hosts[1], True)
         words = offering.hear()
-        hosts[1].run("link", "set", hosts[1].link, "down")
+        hosts[1].cut()
         pipe.send(words)
         assert pipe.poll(30)
         kind, seconds = pipe.recv()
@@ -216,7 +171,7 @@ def owns(host: Host, pipe: Any) -> None:
     pipe.recv()
 
 
-def test_a_host_of_its_own_shares_no_memory(hosts: tuple[Host, Host]) -> None:
+def test_a_host_of_its_own_shares_no_memory(hosts: list[Host]) -> None:
     pipe, there = CONTEXT.Pipe()
     child = CONTEXT.Process(target=owns, args=(hosts[0], there))
     child.start()

@@ -147,7 +147,7 @@ def test_a_request_that_a_dying_run_did_not_follow_is_taken_away(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with running(folder) as _:
-        monkeypatch.setattr(asking, "_wait", _dies(folder, asking._wait))
+        monkeypatch.setattr(asking, "wait", _dies(folder, asking.wait))
         err = said(capsys, "runs", "stop", "one", status=1)
     assert "one was killed at step 30 of 360 instead of stopping" in err
     assert not (folder / requests.FILE).exists()

@@ -55,7 +55,7 @@ def stop(folder: Path, runs: Path, *, wait_s: float | None) -> Answer:
     run, name = states.look(folder), word(folder, runs)
     if not run.running:
         return _not_running(run, name)
-    with _request(folder, Request("stop")) as asked:
+    with requested(folder, Request("stop")) as asked:
         if wait_s is None:
             return Answer(run, f"{name} is asked to save and stop      squall runs show {name}")
 
@@ -64,9 +64,9 @@ def stop(folder: Path, runs: Path, *, wait_s: float | None) -> Answer:
                 asked.renew()
             return not now.running
 
-        ended = _wait(folder, f"{name} saves and stops", wait_s, left)
+        ended = wait(folder, f"{name} saves and stops", wait_s, left)
     if ended is None:
-        raise _late(name, wait_s)
+        raise late(name, wait_s)
     return Answer(ended, _left(ended, name))
 
 
@@ -78,6 +78,10 @@ def resize(folder: Path, runs: Path, processes: int, *, wait_s: float | None) ->
         RunError: it did not go on in time.
     """
     run, name = states.look(folder), word(folder, runs)
+    if run.strategy == "downpour":
+        rows = [("rule", "replicas and shards are its processes; replicas may join and leave while it runs")]
+        to_do = f"squall runs resize {name} --replicas {processes}"
+        raise InputError(f"--processes {processes} of a run with strategy=downpour", [*rows, ("to do", to_do)])
     if not run.running:
         again = f"squall resume {name} --processes {processes}"
         rows = [("found", f"it {was(run)}"), *([("to do", again)] if run.resumable else [])]
@@ -94,12 +98,12 @@ def resize(folder: Path, runs: Path, processes: int, *, wait_s: float | None) ->
         rows = [("found", "squall train --processes P did not start it, so nobody would start it again")]
         to_do = f"squall runs stop {name}, then start it with {_processes(processes)}"
         raise InputError(f"{name} cannot change its processes", [*rows, ("to do", to_do)])
-    with _request(folder, Request("resize", processes)):
+    with requested(folder, Request("resize", processes)):
         if wait_s is None:
             return Answer(run, f"{name} is asked to go on with {_processes(processes)}      squall runs show {name}")
-        changed = _wait(folder, f"{name} changes to {_processes(processes)}", wait_s, _Changed(folder, before))
+        changed = wait(folder, f"{name} changes to {_processes(processes)}", wait_s, _Changed(folder, before))
     if changed is None:
-        raise _late(name, wait_s)
+        raise late(name, wait_s)
     if changed.running and changed.processes == processes:
         start = tails.whole(_session(folder).get("start_step")) or 0
         return Answer(changed, f"{name} goes on from step {count(start)} with {_processes(processes)}")
@@ -126,7 +130,7 @@ class _Changed:
         return now.state == "finished" or time.monotonic() - self._left_at > _STARTS_AGAIN_S
 
 
-class _Asked:
+class Asked:
     """A request that was left in a run's folder."""
 
     def __init__(self, folder: Path, request: Request) -> None:
@@ -168,15 +172,15 @@ def _mark(folder: Path) -> tuple[int, int] | None:
 
 
 @contextmanager
-def _request(folder: Path, request: Request) -> Iterator[_Asked]:
+def requested(folder: Path, request: Request) -> Iterator[Asked]:
     """Leaves a request; takes it away again at the end where the run has ended by something else."""
-    asked = _Asked(folder, request)
+    asked = Asked(folder, request)
     yield asked
     if not held(folder):
         asked.withdraw()
 
 
-def _wait(folder: Path, doing: str, wait_s: float, done: Callable[[State], bool]) -> State | None:
+def wait(folder: Path, doing: str, wait_s: float, done: Callable[[State], bool]) -> State | None:
     """Looks at a run until it is as wanted; None where the time is over. Ctrl-C ends the waiting, not the request."""
     end = time.monotonic() + wait_s
     with _shown(doing) as tell:
@@ -227,7 +231,8 @@ def _not_running(run: State, name: str) -> Answer:
     raise InputError(f"{name} is not running", [("found", f"it {was(run)} at {progress(run)}"), *to_do])
 
 
-def _late(name: str, wait_s: float) -> RunError:
+def late(name: str, wait_s: float) -> RunError:
+    """What is said of a run that has not followed a request in time."""
     return RunError(
         f"{name} still runs after {wait_s:g} s",
         [

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from squall.cli import asking, flags, overview, states, tails
+from squall.cli import asking, flags, overview, resizing, states, tails
 from squall.cli.folders import RUNS
 from squall.errors import InputError
 from squall.run.folder import SESSIONS
@@ -92,14 +92,28 @@ def stop(
 @app.command("resize")
 def resize(
     run: flags.RunArgument,
-    processes: Annotated[int, typer.Option("--processes", "-P", min=1, help="To go on with.", show_default=False)],
+    processes: Annotated[
+        int | None, typer.Option("--processes", "-P", min=1, help="To go on with.", show_default=False)
+    ] = None,
+    replicas: Annotated[
+        int | None, typer.Option("--replicas", min=1, help="Of a Downpour run, to go on with.", show_default=False)
+    ] = None,
     in_: InFlag = RUNS,
     no_wait: NoWaitFlag = False,
     timeout: TimeoutFlag = 600.0,
     json_: flags.JsonFlag = False,
 ) -> None:
-    """Ask a run to go on with another number of processes; the result stays the same."""
-    _answer(asking.resize(states.find(run, in_), in_, processes, wait_s=None if no_wait else timeout), json_)
+    """Ask a run to go on with another number of processes (the result stays the same) or of replicas (it does not)."""
+    if (processes is None) == (replicas is None):
+        raise InputError(
+            "resize to what?" if processes is None else "--processes and --replicas",
+            [("rule", "--processes N of a synchronous run, or --replicas N of one with strategy=downpour")],
+        )
+    folder, wait_s = states.find(run, in_), None if no_wait else timeout
+    if replicas is not None:
+        _answer(resizing.replicas(folder, in_, replicas, wait_s=wait_s), json_)
+    elif processes is not None:
+        _answer(asking.resize(folder, in_, processes, wait_s=wait_s), json_)
 
 
 def _answer(answer: asking.Answer, json_: bool) -> None:

@@ -140,8 +140,11 @@ def look(folder: Path) -> State:
     strategy = str(begun.get("strategy", ""))
     kind = "push" if strategy == "downpour" else "step"
     ends = tails.last(folder / RECORDS, kind, "epoch")
-    sessions = tails.last(folder / SESSIONS, "session", "session_ended")
+    sessions = tails.last(folder / SESSIONS, "session", "session_ended", "resized")
     session, ended = sessions.get("session", {}), sessions.get("session_ended", {})
+    met = list(sessions)  # from the end of the file
+    changed = "resized" in met and met.index("resized") < (met.index("session") if "session" in met else len(met))
+    resized = sessions["resized"] if changed else {}
     if (number(ended.get("time")) or 0.0) < (number(session.get("time")) or 0.0):
         ended = {}
     result = {} if running else disk.result_of(folder, session)
@@ -165,7 +168,15 @@ def look(folder: Path) -> State:
         score=score_of(result) or score_of(_flat(epoch)) or _loss(step),
         strategy=strategy,
         processes=next(
-            (n for values in (session, result, begun) if (n := whole(values.get("processes"))) is not None), None
+            (
+                n
+                for n in (
+                    whole(resized.get("replicas")),
+                    *(whole(values.get("processes")) for values in (session, result, begun)),
+                )
+                if n is not None
+            ),
+            None,
         ),
         shards=whole(begun.get("shards")) if strategy == "downpour" else None,
         samples_per_second=number(result.get("samples_per_second")) or _speed(folder, epoch),

@@ -21,6 +21,8 @@ from squall.errors import InputError
 _REACH_S = 4.0
 _PROBE_S = 7.0
 
+_ENCRYPTED = "if its connections are encrypted: RAY_USE_TLS=1 and its certificates here too, as on its machines"
+
 
 def admitted(address: str, trusted: bool) -> tuple[str, str]:
     """Its host, and the mode of authentication in which it lets us in: "token" or "disabled".
@@ -70,7 +72,8 @@ def _authentication(address: str, trusted: bool) -> str:
     """The mode in which a cluster lets us in, and only if it asks for a token or is trusted."""
     stranger = look(address, "disabled", _PROBE_S)
     if stranger.failed:
-        raise refused(address, f"something listens there that does not answer as Ray does: {stranger.failed}")
+        found = f"something listens there that does not answer as Ray does: {stranger.failed}"
+        raise refused(address, found, "" if os.environ.get("RAY_USE_TLS") else _ENCRYPTED)
     nodes = stranger.nodes
     if not stranger.refused:
         if not trusted:

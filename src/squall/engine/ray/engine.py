@@ -160,7 +160,7 @@ class OnRay:
                     return self._ray.get(reference)
             for word, value in asked():
                 self._lives[chief].actor.ask.remote(word, value)
-            if self._later and all(life.began is not None for life in self._lives.values()):
+            if self._later and all(life.began is not None or life.deaths for life in self._lives.values()):
                 for name, plan in self._later.items():
                     self._make(name, plan)
                 self._later = {}

@@ -22,7 +22,7 @@ from squall.cluster.program import Plan, Promise, Role, Task
 from squall.data.order import Order
 from squall.errors import DivergedError, RunError
 from squall.optim.lr import Rate
-from squall.records import EpochEnded, Noted, Pushed, RoleChanged, Saved, SaveFailed
+from squall.records import EpochEnded, Noted, Pushed, Resized, RoleChanged, Saved, SaveFailed
 from squall.server.client import shard_name, until_answered
 from squall.server.leases import Pool
 from squall.server.messages import Ask, Holdings, Lease, Settled, Unit
@@ -273,6 +273,7 @@ class Coordinator(Role):
             self.here.enlist(name, self.spec.replica)
         for name in unheard:
             self.here.dismiss(name)
+        self.here.emit(Resized(self.here.now(), wanted, before))
         self.here.emit(Noted(f"from now on {wanted} replica{'' if wanted == 1 else 's'}; there were {before}"))
 
     def _leave(self, name: str) -> None:
