@@ -34,6 +34,8 @@ def resume(
         bool,
         typer.Option("--other-arithmetic", help="Go on where bits will differ: another processor, torch, precision."),
     ] = False,
+    cluster: engines.ClusterFlag = None,
+    trust_cluster: engines.TrustFlag = False,
 ) -> int:
     """Go on with a run from its last whole checkpoint, on any number of processes."""
     place = processes.job(processes_)
@@ -58,10 +60,13 @@ def resume(
         other_arithmetic=other_arithmetic,
     )
     sizes.check_files(wish.target, wish.data_folder)
-    if engines.check(wish, None, None, ["--processes"] * bool(processes_)):
-        cluster, trusted = started.get("cluster"), bool(started.get("trust_cluster"))
+    name = engines.EngineName(started.get("engine", "ray"))
+    simulated = name if name is engines.EngineName.simulated and wish.target.recipe.strategy != "sync" else None
+    if engines.check(wish, simulated, cluster, ["--processes"] * bool(processes_)):
+        address = cluster or started.get("cluster")
+        trusted = trust_cluster or bool(started.get("trust_cluster"))
         with processes.threads_before_torch(wish.target.recipe.compute.threads):
-            return engines.work(wish, folder, engines.EngineName(started.get("engine", "ray")), cluster, trusted)
+            return engines.work(wish, folder, name, address, trusted)
     recipe, num_train = wish.target.recipe, sizes.num_train(wish.target, wish.data_folder)
     passes = sizes.num_passes(recipe, num_train)
     if place is not None:
