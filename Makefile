@@ -35,6 +35,7 @@ tests: $(VENV)/.installed-dev browser
 # half an hour on two cores; with DATA=DIR also on a slice of CIFAR-10 in it.
 chaos: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.schedules --seeds 1000
+	$(BIN)/python -m tests.kills --seeds 10
 	$(BIN)/python -m tests.chaos --kills 100 $(if $(DATA),--data $(DATA))
 
 # The report is looked at in a real browser: Debian's, installed here if there is none and we may.

@@ -106,3 +106,18 @@ def test_a_folder_that_may_not_be_written_is_said_at_the_start(tmp_path: Path, m
         else:
             with pytest.raises(InputError, match=rf"(?s)may not write.*{tmp_path} on .*{os.strerror(number)}"):
                 store.newest(0)
+
+
+def test_a_whole_set_stays_while_a_shard_cannot_save(tmp_path: Path) -> None:
+    store = OnDisk(tmp_path, keep=2)
+    store.begin([snapshot(0), snapshot(0)])
+    for shard in (0, 1):
+        store.save(shard, snapshot(1, 1.0))
+    store.note_whole(1, {"records": 100})
+    for number in range(2, 6):
+        store.save(0, snapshot(number))
+        (tmp_path / f".shard-1-{number:06}.safetensors.tmp").mkdir()  # what shard 1 would write first
+        with pytest.raises(RunError, match="shard 1 cannot save its snapshot"):
+            store.save(1, snapshot(number))
+    assert sorted(store._numbers(0)) == [1, 4, 5]
+    assert store.go_back(2) == (1, {"records": 100})

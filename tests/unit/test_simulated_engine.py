@@ -155,7 +155,7 @@ def test_a_role_killed_for_good_is_lost_to_every_caller() -> None:
 def test_lost_messages_end_in_a_deadline_and_delayed_ones_may_be_carried_out_after_it() -> None:
     async def body(here: Any) -> int:
         counter = here.handle("counter")
-        with pytest.raises(LateError, match="within 0.5 s"):
+        with pytest.raises(LateError, match=r"within 0\.5 s"):
             await counter.call("add", 1, within=0.5)
         await here.sleep(10.0)
         return await counter.call("add", 0)

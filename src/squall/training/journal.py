@@ -101,6 +101,7 @@ class Journal:
         if path is not None:
             (path / folder.RESULT).unlink(missing_ok=True)
             self._note_start(path, argv)
+            take_away(path)  # what was asked of those before
             self.book.write_to(path / folder.RECORDS, path / folder.SESSIONS, body["records"] if body else 0)
             self.book.track(self._trackers(path, names, config))
         self.begun = True

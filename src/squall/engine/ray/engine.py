@@ -167,7 +167,7 @@ class OnRay:
 
     def _note_awake(self, name: str, reference: Any) -> None:
         life = self._lives.get(name)
-        if life is None:
+        if life is None or life.waking != reference:
             return  # dismissed meanwhile
         life.waking = None
         try:
@@ -180,7 +180,7 @@ class OnRay:
 
     def _note_begun(self, name: str, reference: Any) -> None:
         life = self._lives.get(name)
-        if life is None or life.opening is not reference:
+        if life is None or life.opening != reference:
             return  # dismissed meanwhile, or made again
         life.opening = None
         with suppress(self._ray.exceptions.RayActorError):  # it died: `living` says so, too
@@ -311,9 +311,11 @@ class OnRay:
 
 
 def _reason(error: BaseException) -> str:
-    """What Ray says of a death, in a line."""
+    """What Ray says of a death, in a line; of a connection that broke off it knows no more than that."""
+    if type(error).__name__ == "ActorUnavailableError":
+        return "its process is gone: it was killed, or ended by what it ran"
     lines = [line.strip() for line in str(error).splitlines()]
-    for word in ("Worker exit type", "worker process has died", "died", "killed", "unavailable"):
+    for word in ("Worker exit type", "worker process has died", "died", "killed"):
         for line in lines:
             if word in line:
                 return line[:300]

@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import Any
 
 from squall.cluster.program import Plan, Role
+from squall.engine.ray import surroundings
 from squall.errors import InputError, SquallError
 
 
@@ -113,4 +114,5 @@ def _by_value(modules: Sequence[ModuleType]) -> Iterator[None]:
 
 def _cloudpickle() -> Any:
     """Ray's copy: the one that its processes have for certain."""
+    surroundings.library()
     return importlib.import_module("ray.cloudpickle")
