@@ -1,5 +1,5 @@
-"""A hundred of the seeded fault schedules (`make chaos` runs a thousand): whatever dies, is late, lost or repeated, each
-push is accounted for, every run ends, and the same seed takes the same course."""
+"""A hundred of the seeded fault schedules (`make chaos` runs a thousand): whatever dies, is late, lost or repeated,
+each push is accounted for, every run ends, and the same seed takes the same course."""
 
 from __future__ import annotations
 
