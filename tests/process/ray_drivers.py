@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PREFACE = """
@@ -114,10 +114,11 @@ def command(pid: int) -> str:
 
 def variable(pid: int, name: str) -> str:
     """A variable of the environment that a process was started with."""
-    for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-        key, _, value = entry.partition(b"=")
-        if key.decode() == name:
-            return value.decode()
+    with suppress(OSError):  # it has just ended
+        for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            key, _, value = entry.partition(b"=")
+            if key.decode() == name:
+                return value.decode()
     return ""
 
 
