@@ -43,7 +43,7 @@ def network():
 
 def loss(outputs, targets):
     if torch.is_grad_enabled() and not hurry.exists():
-        time.sleep(0.15)
+        time.sleep(0.15)  # a gradient that takes a while: a host can be cut off before the run is over
     return nn.functional.cross_entropy(outputs, targets, reduction="none")
 
 task = squall.Task(model=network, loss=loss, train=torch.utils.data.TensorDataset(inputs, labels),

@@ -36,7 +36,7 @@ def network():
     return nn.Sequential(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 2))
 
 def loss(outputs, targets):
-    time.sleep(pause if torch.is_grad_enabled() else 0)
+    time.sleep(pause if torch.is_grad_enabled() else 0)  # a gradient that takes a while: roles can die before the end
 {loss}
     return F.cross_entropy(outputs, targets, reduction="sum")
 

@@ -166,6 +166,10 @@ class Rate:
             return self.final + (peak - self.final) * 0.5 * (1 + math.cos(math.pi * max(share, 0.0)))
         return peak
 
+    def at_step(self, steps: Steps, index: int) -> float:
+        """The rate of update `index` of a run."""
+        return self.at(steps.progress(index), global_batch_size=steps.global_batch_size, epochs=steps.epochs)
+
     def describe(self, steps: Steps) -> tuple[Segment, ...]:
         """The run's rate as consecutive segments, first to last, without gaps.
 

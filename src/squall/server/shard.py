@@ -82,8 +82,7 @@ class ShardSpec:
 
     def rate_of(self, minibatch: int) -> float:
         """The rate of a minibatch: a function of how far the run is when it is handed out."""
-        order = self.order
-        return self.rate.at(order.progress(minibatch), global_batch_size=order.global_batch_size, epochs=order.epochs)
+        return self.rate.at_step(self.order, minibatch)
 
 
 class Shard(Role):

@@ -300,25 +300,19 @@ class Coordinator(Role):
             test: dict[str, float] = {}
             if self.spec.evaluator is not None:
                 val, test = await self._until_answered(self.spec.evaluator, "measure", epoch)
-            order = self.spec.order
-            lr = self.spec.rate.at(
-                order.progress((epoch + 1) * order.steps_per_epoch - 1),
-                global_batch_size=order.global_batch_size,
-                epochs=order.epochs,
-            )
-            self.here.emit(self._ended(ended, epoch, seconds, lr, val, test))
+            self.here.emit(self._ended(ended, epoch, seconds, val, test))
 
         self._measuring = self.here.start(measure())
 
     def _ended(
-        self, ended: Epoch, epoch: int, seconds: float, lr: float, val: dict[str, float], test: dict[str, float]
+        self, ended: Epoch, epoch: int, seconds: float, val: dict[str, float], test: dict[str, float]
     ) -> EpochEnded:
-        spent = max(seconds - ended.began, 1e-9)
+        spent, last = max(seconds - ended.began, 1e-9), (epoch + 1) * self.spec.order.steps_per_epoch - 1
         return EpochEnded(
             epoch=epoch,
-            step=(epoch + 1) * self.spec.order.steps_per_epoch - 1,
+            step=last,
             train_loss=ended.loss / max(ended.count, 1e-12),
-            lr=lr,
+            lr=self.spec.rate.at_step(self.spec.order, last),
             samples_per_second=ended.samples / spent,
             spent={"compute": ended.took - ended.stalled, "communication": ended.stalled},
             seconds=seconds,

@@ -58,10 +58,7 @@ class ReplicaSpec:
 
     def local_rate(self, minibatch: int) -> float:
         """The replica's own step at a minibatch."""
-        if self.local_lr is not None:
-            return self.local_lr
-        order = self.order
-        return self.rate.at(order.progress(minibatch), global_batch_size=order.global_batch_size, epochs=order.epochs)
+        return self.rate.at_step(self.order, minibatch) if self.local_lr is None else self.local_lr
 
 
 class Replica(Role):
