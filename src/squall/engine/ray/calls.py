@@ -16,7 +16,7 @@ import itertools
 from collections.abc import AsyncIterator, Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -138,46 +138,30 @@ class Peer:
         self, method: str, values: tuple[Any, ...], send: torch.Tensor | None, into: torch.Tensor | None, within: float
     ) -> Any:
         node, incarnation = await self._found()
+        message = Message(self._peers.name, incarnation, method, values, None, None, within)
         if send is None and into is None:
-            return await self._serve(Message(self._peers.name, incarnation, method, values, None, None, within))
+            return await self._serve(message)
         if node == memory.node():
-            return await self._near(incarnation, method, values, send, into, within)
+            return await self._near(message, send, into)
         if self._peers.encrypted:
-            return await self._through_ray(incarnation, method, values, send, into, within)
-        pair = await self._connected()
-        return await self._far(pair, incarnation, method, values, send, into, within)
+            return await self._through_ray(message, send, into)
+        return await self._far(await self._connected(), message, send, into)
 
     async def _serve(self, message: Message) -> Any:
         return await self._sent(self._actor.serve.remote(message))
 
-    async def _near(
-        self,
-        incarnation: int,
-        method: str,
-        values: tuple[Any, ...],
-        send: torch.Tensor | None,
-        into: torch.Tensor | None,
-        within: float,
-    ) -> Any:
+    async def _near(self, message: Message, send: torch.Tensor | None, into: torch.Tensor | None) -> Any:
         """Tensors' places travel; what lies in no shared memory is copied into some, and back."""
         out, back = _shared(send, filled=True), _shared(into, filled=False)
         there, here = (None if tensor is None else memory.describe(tensor) for tensor in (out, back))
-        answer = await self._serve(Message(self._peers.name, incarnation, method, values, there, here, within))
+        answer = await self._serve(replace(message, send=there, into=here))
         if into is not None and back is not None and back is not into and not isinstance(answer, Calls.Raised):
             into.copy_(back.view_as(into))
         return answer
 
-    async def _through_ray(
-        self,
-        incarnation: int,
-        method: str,
-        values: tuple[Any, ...],
-        send: torch.Tensor | None,
-        into: torch.Tensor | None,
-        within: float,
-    ) -> Any:
+    async def _through_ray(self, message: Message, send: torch.Tensor | None, into: torch.Tensor | None) -> Any:
         out, back = (None if tensor is None else tensor.numpy() for tensor in (send, into))
-        answer = await self._serve(Message(self._peers.name, incarnation, method, values, out, back, within))
+        answer = await self._serve(replace(message, send=out, into=back))
         if into is None or isinstance(answer, Calls.Raised):
             return answer
         value, array = answer
@@ -185,21 +169,14 @@ class Peer:
         return value
 
     async def _far(
-        self,
-        pair: pairs.Pair,
-        incarnation: int,
-        method: str,
-        values: tuple[Any, ...],
-        send: torch.Tensor | None,
-        into: torch.Tensor | None,
-        within: float,
+        self, pair: pairs.Pair, message: Message, send: torch.Tensor | None, into: torch.Tensor | None
     ) -> Any:
         """Values and tensors on their ways at the same time."""
         out, back = (
             None if tensor is None else Remote(tensor.numel(), tensor.dtype, next(self._peers.numbers))
             for tensor in (send, into)
         )
-        message = Message(self._peers.name, incarnation, method, values, out, back, within)
+        message, within = replace(message, send=out, into=back), message.within
         loop, threads = asyncio.get_running_loop(), self._peers.threads
         moves: list[Awaitable[Any]] = []
         if send is not None and out is not None:
