@@ -71,7 +71,9 @@ def _cluster(number: int, nodes: int, more: Callable[[list[Host], Path], Mapping
                     list(pool.map(made.join, found[1:nodes]))
                 yield made
             finally:
-                for pid in marked(f"{_MARK}={mark}".encode()):
+                # a process that gives itself another title may write over its environment: by its host, too
+                there = [pid for host in found for pid in host.processes("")]
+                for pid in {*there, *marked(f"{_MARK}={mark}".encode())}:
                     with contextlib.suppress(OSError):
                         os.kill(pid, signal.SIGKILL)
     finally:
