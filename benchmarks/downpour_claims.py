@@ -13,6 +13,7 @@ Written before the runs; what it does was not changed to suit them.
   10 Gbit/s to the server. Target: 85 % of the test images. A run that never gets there has no time.
 
     python benchmarks/downpour_claims.py --data DIR            goes on where an earlier call stopped
+    python benchmarks/downpour_claims.py --data DIR --part 1/2   every second run; somebody else does the others
     python benchmarks/downpour_claims.py --show                tables from the records
 """
 
@@ -22,6 +23,7 @@ import argparse
 import itertools
 import json
 import statistics
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -89,7 +91,11 @@ def run(setting: Setting, data: Path) -> dict[str, Any]:
 
 
 def wanted(records: dict[str, Any]) -> Iterator[Setting]:
-    """What there is to do, in an order in which later settings follow from earlier ones."""
+    """What there is to do, in an order in which later settings follow from earlier ones.
+
+    Raises:
+        KeyError: an earlier one's record is not there yet.
+    """
     for rule, replicas, rate in itertools.product(RULES, REPLICAS, GRID):
         yield Setting("choose", rule, replicas, rate, 0)
     for seed, rule, replicas in itertools.product(SEEDS, RULES, REPLICAS):
@@ -190,6 +196,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--show", action="store_true")
     parser.add_argument("--figure", type=Path, help="where the plot is written")
+    parser.add_argument("--part", default="1/1", help="K/N: every N-th run, beginning with the K-th")
     given = parser.parse_args()
     records = load_records()
     if given.figure:
@@ -198,15 +205,30 @@ def main() -> None:
         show(records)
         return
     RECORDS.parent.mkdir(exist_ok=True)
-    for setting in wanted(records):
-        if setting.key in records:
+    part, parts = (int(number) for number in given.part.split("/"))
+    while not do_some(records, given.data, part - 1, parts):
+        time.sleep(5)
+        records |= load_records()
+    show(records)
+
+
+def do_some(records: dict[str, Any], data: Path, part: int, parts: int) -> bool:
+    """Does what can be done; says whether that was all, or others' records are to be waited for."""
+    settings = enumerate(wanted(records))
+    while True:
+        try:
+            number, setting = next(settings)
+        except StopIteration:
+            return True
+        except KeyError:
+            return False
+        if setting.key in records or number % parts != part:
             continue
-        line = {"setting": asdict(setting), **run(setting, given.data)}
+        line = {"setting": asdict(setting), **run(setting, data)}
         with RECORDS.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         records[setting.key] = line
         print(setting, line["epochs"][-1:], flush=True)
-    show(records)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def enter(space: str) -> None:
 def ray_cluster(spaces: Sequence[str]) -> Iterator[str]:
     """Ray's address, of a cluster of both hosts; its token stands in this process's environment meanwhile.
 
-    The first host has one processor to give, the second four, so that what asks for two is there.
+    The first host has one processor to give, the second two for the callee of each of three contenders.
     """
     from squall.engine.ray.probe import look
 
@@ -75,7 +75,7 @@ def ray_cluster(spaces: Sequence[str]) -> Iterator[str]:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="ray-", dir="/tmp")))
         stack.callback(os.environ.update, {name: os.environ.get(name, "") for name in known})
         os.environ.update(known)
-        for number, (space, cpus) in enumerate(zip(spaces, (1, 4), strict=True)):
+        for number, (space, cpus) in enumerate(zip(spaces, (1, 6), strict=True)):
             first = ["--head", f"--port={PORT}", "--include-dashboard=false", f"--temp-dir={folder}"]
             command = [
                 *("ip", "netns", "exec", space, sys.executable, "-m", "ray.scripts.scripts", "start", "--block"),

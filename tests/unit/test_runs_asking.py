@@ -233,6 +233,38 @@ def test_a_resized_run_goes_on_with_other_processes(folder: Path, capsys: pytest
     assert out == "one goes on from step 31 with 4 processes\n"
 
 
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_run_that_is_just_beginning_is_asked_once_it_has_begun(
+    resumed: bool, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if resumed:
+        made.write(folder / "sessions.jsonl", SessionEnded(made.NOW + 9, 31, "stopped", "asked to stop"))
+    else:
+        (folder / "sessions.jsonl").write_text("")
+
+    early = []
+
+    def begins(end: threading.Event) -> None:
+        end.wait(0.5)  # longer than whoever asks takes to look once
+        early.append(requests.waiting(folder))
+        made.write(folder / "sessions.jsonl", made.session(made.NOW + 10))
+
+    def resizes(asked: Request) -> None:
+        made.write(folder / "sessions.jsonl", SessionEnded(made.NOW + 19, 31, "stopped", "asked to resize"))
+        made.write(folder / "sessions.jsonl", made.session(made.NOW + 20, 31, processes=4))
+
+    def waits(asked: Request) -> None:
+        assert asked == Request("resize", 4)
+        while not early:
+            time.sleep(0.01)
+        resizes(asked)
+
+    with running(folder, waits, takes_away=False), beside(begins), _kept(folder):
+        out = said(capsys, "runs", "resize", "one", "--processes", "4")
+    assert early == [None]  # what is asked by then would be forgotten
+    assert out == "one goes on from step 31 with 4 processes\n"
+
+
 def test_a_run_that_nobody_would_start_again_is_not_stopped_for_it(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -29,6 +29,7 @@ from squall.run.requests import Request
 from squall.units import count
 
 _POLL_S = 0.2
+_BEGINS_S = 10.0
 _STARTS_AGAIN_S = 60.0  # ranks load torch, find the checkpoint and meet
 
 
@@ -77,7 +78,7 @@ def resize(folder: Path, runs: Path, processes: int, *, wait_s: float | None) ->
         InputError: it does not run; a step has fewer passes than that.
         RunError: it did not go on in time.
     """
-    run, name = states.look(folder), word(folder, runs)
+    run, name = _begun(folder), word(folder, runs)
     if run.strategy == "downpour":
         rows = [("rule", "replicas and shards are its processes; replicas may join and leave while it runs")]
         to_do = f"squall runs resize {name} --replicas {processes}"
@@ -114,6 +115,17 @@ def resize(folder: Path, runs: Path, processes: int, *, wait_s: float | None) ->
     else:
         found, to_do = f"{changed.state} at {progress(changed)}", f"squall resume {name} --processes {processes}"
     raise RunError(f"{name} does not go on with {_processes(processes)}", [("found", found), ("to do", to_do)])
+
+
+def _begun(folder: Path) -> State:
+    """A run; one that has just taken its folder's lock has said who works on it, and forgotten older requests."""
+    end = time.monotonic() + _BEGINS_S
+    while True:
+        run = states.look(folder)
+        last = next(iter(tails.last(folder / SESSIONS, "session", "session_ended")), "")  # the newest is found first
+        if not run.running or last == "session" or time.monotonic() > end:
+            return states.look(folder) if run.running else run
+        time.sleep(_POLL_S)
 
 
 class _Changed:
