@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,13 +15,13 @@ from torch import nn
 
 from squall.checkpoint.spec import CheckpointSpec
 from squall.cluster.fault import Costs, Fault
-from squall.cluster.program import Plan, Program
+from squall.cluster.program import Cost, Plan, Program
 from squall.engine.simulated import Simulated
 from squall.errors import RunError
 from squall.metrics import Loss
 from squall.optim.lr import Rate
 from squall.optim.rules import RuleSpec
-from squall.records import Record
+from squall.records import Record, SaveBegan, Saved
 from squall.run import arithmetic
 from squall.run.spec import RunSpec
 from squall.server.gradients import Gradients
@@ -37,6 +38,7 @@ from squall.strategy.downpour import (
     ReplicaSpec,
     Summary,
 )
+from squall.strategy.downpour.evaluator import Measure
 
 EVEN = Costs(minibatch=0.1, spread=0.0, stragglers=0.0, latency=0.0002, bandwidth=1e9, server=5e9)
 CLASSES = 3
@@ -70,6 +72,20 @@ class SeenReplica(Replica):
         await super()._arrived()
         for part, version in zip(self.spec.slices, self._base, strict=True):
             assert torch.equal(self._weights[part.start : part.stop], self._given[part.index, version])
+
+
+class SlowEvaluator(Evaluator):
+    """An evaluator that takes as long as so many minibatches."""
+
+    def __init__(self, spec: EvaluatorSpec, make: Callable[[], Measure], minibatches: float) -> None:
+        super().__init__(spec, make)
+        self._minibatches = minibatches
+
+    async def begin(self) -> None:
+        await super().begin()
+        here: Any = self.here
+        compute, cost = here.compute, Cost(self._minibatches)
+        here.compute = lambda work: compute(work, cost)
 
 
 def data(num_samples: int = 48, width: int = 5) -> list[tuple[torch.Tensor, int]]:
@@ -119,6 +135,11 @@ class Job:
     lease_timeout: float = 5.0
     evaluates: bool = False
     clip: float | None = None
+    step: Callable[[nn.Module, Any], Any] = step
+    measure: Measure = lambda weights, counters: ({}, {})
+    measured_for: float = 0.0  # minibatches that it takes as long as
+    first_snapshot: int = 1
+    carried: Mapping[str, Any] | None = None
     applied: dict[int, list[tuple[Push, torch.Tensor]]] = field(default_factory=lambda: defaultdict(list))
     computed: dict[int, list[torch.Tensor]] = field(default_factory=lambda: defaultdict(list))
     records: list[Record] = field(default_factory=list)
@@ -145,7 +166,7 @@ class Job:
             for part in self.slices
         ]
         self.snapshots = InMemory([first_snapshot(spec, vector, counters) for spec in self.shard_specs])
-        self._gradients = Gradients(self.model, self.layout, self.spec, step, self.data, clip_grad_norm=self.clip)
+        self._gradients = Gradients(self.model, self.layout, self.spec, self.step, self.data, clip_grad_norm=self.clip)
         self._watch(self._gradients)
 
     def _watch(self, gradients: Gradients) -> None:
@@ -161,7 +182,7 @@ class Job:
     def _audit(self, shard: int, push: Push, gradient: torch.Tensor) -> None:
         self.applied[shard].append((push, gradient.clone()))
 
-    def program(self, measure: Callable[..., Any] | None = None) -> Program:
+    def program(self) -> Program:
         replica = Plan(partial(SeenReplica, self._replica(), lambda: self._gradients, self.given), "replica")
         roles = {
             f"shard-{spec.slice.index}": Plan(
@@ -173,7 +194,7 @@ class Job:
         if self.evaluates:
             evaluator = EvaluatorSpec(self.layout, self.slices)
             roles["evaluator"] = Plan(
-                partial(Evaluator, evaluator, lambda: measure or (lambda weights, counters: ({}, {}))), "evaluator"
+                partial(SlowEvaluator, evaluator, lambda: self.measure, self.measured_for), "evaluator"
             )
         spec = CoordinatorSpec(
             order=self.order,
@@ -186,9 +207,21 @@ class Job:
             checkpoint=CheckpointSpec.of(self.checkpoint) if self.checkpoint else None,
             evaluator="evaluator" if self.evaluates else None,
             replica=replica,
+            first_snapshot=self.first_snapshot,
+            carried=self.carried,
         )
         roles["coordinator"] = Plan(partial(Coordinator, spec), "coordinator", restarts=False)
         return Program(roles, "coordinator")
+
+    def go_back(self) -> None:
+        """As a driver that goes on from the newest whole set of snapshots, with the records that belong to it."""
+        saved = next((record for record in reversed(self.records) if isinstance(record, Saved)), None)
+        number = saved.number if saved is not None else 0
+        for kept in self.snapshots._kept:
+            kept[:] = [snapshot for snapshot in kept if snapshot.number <= number]
+        del self.records[self.records.index(SaveBegan(number)) if saved is not None else 0 :]
+        self.first_snapshot = number + 1
+        self.carried = json.loads(json.dumps(saved.tally)) if saved is not None else None
 
     def _replica(self) -> ReplicaSpec:
         return ReplicaSpec(

@@ -196,6 +196,18 @@ class SessionBegan(Record):
 
 
 @dataclass(frozen=True)
+class SaveBegan(Record):
+    """Shards begin to save a set of snapshots; what its counts tell of was said before this (asynchronous training).
+
+    Attributes:
+        number: of the set.
+    """
+
+    kind: ClassVar[str] = "save_began"
+    number: int
+
+
+@dataclass(frozen=True)
 class Saved(Record):
     """A checkpoint is whole on disk.
 

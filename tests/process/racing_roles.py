@@ -62,8 +62,9 @@ def audit(folder: Path, shard: int, push: Push, send: torch.Tensor) -> None:
     note(folder / f"shard-{shard}.applied", **found, sha=sha(send))
 
 
-def gradients(job: Job) -> Gradients:
+def gradients(num_samples: int, epochs: int) -> Gradients:
     """What a replica computes with, in its own process."""
+    job = Job(num_samples=num_samples, epochs=epochs)
     arithmetic.enter(job.spec, torch.device("cpu"))
     return Gradients(network(), job.layout, job.spec, step, data(job.num_samples))
 
@@ -75,8 +76,7 @@ def shard(folder: Path, spec: ShardSpec) -> Shard:
 
 def program(job: Job, folder: Path) -> Program:
     """The roles of a job, as processes make them."""
-    small = Job(num_samples=job.num_samples, epochs=job.epochs)
-    replica = Plan(partial(Noting, job._replica(), partial(gradients, small), folder), "replica")
+    replica = Plan(partial(Noting, job._replica(), partial(gradients, job.num_samples, job.epochs), folder), "replica")
     roles = {f"shard-{s.slice.index}": Plan(partial(shard, folder, s), "shard", cpus=0.0) for s in job.shard_specs}
     roles |= {f"replica-{index}": replica for index in range(job.replicas)}
     order = CoordinatorSpec(job.order, Rate(base=job.lr), job.replicas, job.shards, job.push_every, replica=replica)

@@ -112,6 +112,37 @@ def command(pid: int) -> str:
         return ""
 
 
+Process = tuple[int, int]
+"""Its number, and when it was started: numbers are used again."""
+
+
+def below(pid: int) -> set[Process]:
+    """A process and all that come from it, whatever their environment shows."""
+    parents = {
+        other: stat
+        for entry in os.scandir("/proc")
+        if entry.name.isdigit() and (stat := _stat(other := int(entry.name)))
+    }
+    found, new = set(), {pid}
+    while new:
+        found |= new
+        new = {child for child, (parent, _) in parents.items() if parent in new} - found
+    return {(each, parents[each][1]) for each in found if each in parents}
+
+
+def alive(processes: set[Process]) -> list[str]:
+    """Those that have not ended."""
+    return [command(pid) for pid, started in processes if (stat := _stat(pid)) and stat[1] == started]
+
+
+def _stat(pid: int) -> tuple[int, int] | None:
+    """A process's parent, and when it was started; None: it has ended."""
+    with suppress(OSError):
+        state, parent, *others = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+        return None if state in "ZX" else (int(parent), int(others[17]))
+    return None
+
+
 def variable(pid: int, name: str) -> str:
     """A variable of the environment that a process was started with."""
     with suppress(OSError):  # it has just ended

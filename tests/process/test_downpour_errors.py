@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -136,13 +135,18 @@ def test_a_tasks_file_trains_from_any_folder(tmp_path: Path) -> None:
         check_ledger(run, 25)
 
 
+def temporary(server: Path, shard: int, number: int) -> Path:
+    """What a shard writes before it is a snapshot."""
+    return server / f".shard-{shard}-{number:06}.safetensors.{(server / '.session').read_text()}.tmp"
+
+
 def test_a_full_disk_while_shards_save_is_a_note_and_not_the_end(tmp_path: Path) -> None:
     task = write_task(tmp_path / "full.py", samples=1600, epochs=1, every="50step")
     command = squall("train", str(task), "--out", str(tmp_path / "run"))
     server = tmp_path / "run" / "server"
     with running(tmp_path / "run", *command, cwd=tmp_path) as run:
         run.comes(lambda: run.sessions("saved"))
-        blocked = server / f".shard-1-{run.sessions('saved')[-1]['number'] + 2:06}.safetensors.tmp"
+        blocked = temporary(server, 1, run.sessions("saved")[-1]["number"] + 2)
         blocked.mkdir()  # what a shard writes next but one it cannot write
         run.comes(lambda: run.sessions("save_failed"))
         assert run.ended() == 0, run.said()
@@ -158,8 +162,9 @@ def test_the_last_state_cannot_be_saved(tmp_path: Path, mark: Callable[[], list[
     task = write_task(tmp_path / "full.py", samples=400, epochs=1, every="1000step")
     with running(tmp_path / "run", *squall("train", str(task), "--out", str(tmp_path / "run")), cwd=tmp_path) as run:
         run.reaches(10)
-        (tmp_path / "run" / "server" / ".shard-0-000001.safetensors.tmp").mkdir()
+        blocked = temporary(tmp_path / "run" / "server", 0, 1)
+        blocked.mkdir()
         assert run.ended() == 1
         assert "shard 0 cannot save its snapshot" in run.said()
     until(lambda: not mark(), GONE_S)
-    os.rmdir(tmp_path / "run" / "server" / ".shard-0-000001.safetensors.tmp")
+    blocked.rmdir()

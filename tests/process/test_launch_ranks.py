@@ -94,6 +94,7 @@ def test_each_rank_is_told_its_place_and_nothing_of_another_job(
         assert environ["MASTER_ADDR"] == "127.0.0.1"
         assert environ["OMP_NUM_THREADS"] == environ["MKL_NUM_THREADS"] == "2"
         assert environ["GLOO_SOCKET_IFNAME"] == "lo"
+        assert environ["SPT_NOENV"] == "1"  # a process that names itself keeps the launch's mark
         assert environ["EXTRA"] == "1"
 
 

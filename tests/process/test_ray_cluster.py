@@ -19,7 +19,18 @@ from squall.engine.ray.cluster import joined, local
 from squall.engine.ray.keeper import MARK
 from squall.engine.ray.probe import Seen
 from squall.errors import InputError, MissingExtraError
-from tests.process.ray_drivers import LOOPBACKS, Driver, command, driver, listening, until, variable
+from tests.process.ray_drivers import (
+    LOOPBACKS,
+    Driver,
+    Process,
+    alive,
+    below,
+    command,
+    driver,
+    listening,
+    until,
+    variable,
+)
 
 GONE_S = 10.0
 
@@ -74,11 +85,18 @@ def of_session(mark: Callable[[], list[int]], driver: Driver) -> list[int]:
     return [pid for pid in mark() if pid != driver.process.pid and variable(pid, MARK)]
 
 
+def all_of(mark: Callable[[], list[int]], driver: Driver) -> set[Process]:
+    """Every process of a driver, found as what it has started; all carry the mark, or they would outlive it."""
+    until(lambda: sum("Agent" in command(pid) for pid, _ in below(driver.process.pid)) == 2, GONE_S)
+    found = below(driver.process.pid)
+    assert {pid for pid, _ in found} <= set(mark())
+    return found
+
+
 def test_every_socket_is_on_loopback(session, mark):
     running = session("sys.stdin.readline()")
     running.heard()
-    processes = mark()
-    found = listening(processes)
+    found = listening([pid for pid, _ in all_of(mark, running)])
     owners = {command(pid).split(" --")[0].rpartition("/")[2] for pid, _ in found}
     assert owners >= {"gcs_server", "raylet", "ray::Role"}
     assert running.process.pid in {pid for pid, _ in found}
@@ -130,10 +148,9 @@ def test_a_death_is_told_to_those_who_wait_and_not_on_the_terminal(session):
 def test_the_token_is_nowhere_but_in_memory(session, mark, temporary):
     running = session("sys.stdin.readline()")
     running.heard()
-    processes = of_session(mark, running)
-    token = variable(processes[0], "RAY_AUTH_TOKEN")
+    token = variable(of_session(mark, running)[0], "RAY_AUTH_TOKEN")
     assert len(token) == 64
-    assert not any(token in command(pid) for pid in mark())
+    assert not any(token in command(pid) for pid in {*mark(), *(pid for pid, _ in all_of(mark, running))})
     folder = next(temporary.glob("squall-ray-*"))
     assert folder.stat().st_mode & 0o077 == 0
     files = [file for file in folder.rglob("*") if file.is_file()]
@@ -231,10 +248,11 @@ def test_handlers_and_environment_stay_the_callers_also_while_ray_starts(mark, t
 def test_a_driver_killed_at_once(session, mark, number):
     running = session("sys.stdin.readline()")
     running.heard()
-    assert len(of_session(mark, running)) >= 6
+    processes = all_of(mark, running)
+    assert len(processes) >= 8
     running.process.send_signal(number)
     assert running.process.wait(GONE_S) == -number
-    until(lambda: not mark(), GONE_S)
+    until(lambda: not mark() and not alive(processes), GONE_S)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])

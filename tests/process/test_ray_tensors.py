@@ -183,6 +183,24 @@ def test_an_owner_that_is_killed_is_noticed_and_its_memory_let_go() -> None:
     assert (descriptors(), len(mappings())) == before
 
 
+def test_a_dead_owners_memory_is_let_go_by_whatever_is_attached_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing new comes: the windows of those that live are attached again and again."""
+    memory.release()
+    own = window(1000, torch.float32)
+    living, before = describe(own), len(mappings())
+    assert living is not None
+    with process(owns) as owner:
+        attach(living)
+        attach(owner.recv())
+        assert len(mappings()) == before + 2
+        owner.signal(signal.SIGKILL)
+        owner.child.join()
+        monkeypatch.setattr(memory, "_looked", time.monotonic() - 2 * memory._LOOK_S)
+        attach(living).fill_(1)
+        assert len(mappings()) == before + 1
+    assert own.eq(1).all()
+
+
 def test_a_number_that_is_used_again_is_not_mistaken() -> None:
     first = window(10, torch.float32)
     old = describe(first)

@@ -116,6 +116,22 @@ def test_samples_held_out_of_an_augmented_set_are_refused(module: Path, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+def test_samples_held_out_of_an_augmented_set_are_refused_by_replicas_too(module: Path, tmp_path: Path) -> None:
+    module.write_text(SETS.format("torch.rand(4)"))
+    recipe = squall.Recipe(
+        epochs=1,
+        strategy="downpour",
+        worker_batch_size=4,
+        lr=0.01,
+        model={"name": "mlp", "in_features": 4, "num_classes": 2},
+        data={"name": "users_flowers:sets", "val_samples": 10},
+        downpour={"replicas": 2},
+    )
+    with pytest.raises(InputError, match=r"data.val_samples=10 would measure on augmented samples"):
+        squall.train(None, recipe, out=tmp_path / "run", sinks=(), engine="simulated")
+    assert not (tmp_path / "run").exists()
+
+
 def test_samples_held_out_of_a_plain_set_validate(module: Path, tmp_path: Path) -> None:
     module.write_text(SETS.format("0"))
     assert 0 <= trained(tmp_path / "run").val["accuracy"] <= 1

@@ -134,3 +134,11 @@ def test_a_warm_start_as_long_as_the_run_is_warned_of():
 def test_few_steps_name_the_field_that_makes_more():
     (warning,) = of("fashion-acoustic", samples=1000).warnings
     assert "a smaller worker_batch_size" in warning
+
+
+@pytest.mark.parametrize(("last_batch", "offered"), [("short", "last_batch=drop changes"), ("drop", "=short uses")])
+def test_a_way_that_is_refused_is_not_offered(last_batch, offered):
+    recipe = override(load("digits-downpour"), [f"last_batch={last_batch}"])
+    text = explain(recipe, RESNET8, 1437).text()
+    assert offered in text
+    assert "carry" not in text

@@ -288,6 +288,7 @@ def test_an_unknown_rule_is_one_mistake():
         ({"compute": {"compile": True}}, "compute.compile=true", "leave it out"),
         ({"data": {"name": "digits", "num_workers": 2}}, "data.num_workers=2", "more replicas read more"),
         ({"ema": 0.99}, "ema=0.99", "leave it out"),
+        ({"checkpoint": {"keep_best": "val/accuracy"}}, "checkpoint.keep_best=val/accuracy", "leave it out"),
         ({"last_batch": "carry"}, "last_batch=carry", "last_batch=short or drop"),
     ],
 )

@@ -103,7 +103,8 @@ def test_rows_and_columns_of_the_counts_add_up(tmp_path: Path) -> None:
         assert sum(numbers([row[column] for row in replicas])) == numbers([all_[column]])[0]
     assert numbers(all_[1:3]) == [121, 121]
     assert sum(float(row[3].removesuffix(" %")) for row in replicas) == pytest.approx(100, abs=0.2)
-    assert "121 minibatches = 120 settled + 1 minibatch that another had settled first" in text(found)
+    words = "121 minibatches = 120 settled + 1 minibatch computed again, by a second replica or after a loss."
+    assert words in text(found)
 
 
 def test_the_histogram_counts_every_answer_once_and_its_mean_is_that_of_a_slow_twin(tmp_path: Path) -> None:
@@ -128,7 +129,7 @@ def test_a_wide_histogram_is_binned_and_loses_nothing(tmp_path: Path) -> None:
     assert bars["text"][0] == "0 – 4"
 
 
-def test_counts_of_a_session_that_went_on_do_not_stand_for_the_whole_run(tmp_path: Path) -> None:
+def test_counts_that_do_not_speak_of_all_pushes_on_record_are_not_used(tmp_path: Path) -> None:
     path = Replicated().write(tmp_path / "run")
     result = json.loads((path / "result.json").read_text())
     result["pushes"] = {"computed": 7, "repeated": 1}
@@ -136,9 +137,29 @@ def test_counts_of_a_session_that_went_on_do_not_stand_for_the_whole_run(tmp_pat
     result["staleness"]["counts"] = {"0": 7}
     (path / "result.json").write_text(json.dumps(result))
     (run,) = read(path)
-    assert computed(run) == (120, 0)
+    assert computed(run) == (120, None)
+    words = text(document([run]))
+    assert "120 pushes on record." in words
+    assert "no minibatch twice" not in words
     assert sum(share.minibatches for share in shares(run)) == 120
     assert staleness(run).known == 240
+
+
+def test_only_what_was_counted_is_said_of_minibatches_that_were_computed_twice(tmp_path: Path) -> None:
+    path = Replicated().write(tmp_path / "run")
+    assert "120 pushes computed, no minibatch twice." in text(document(read(path)))
+    result = json.loads((path / "result.json").read_text())
+    result["minibatches"] |= {"redone": 2, "unreported": 1}
+    (path / "result.json").write_text(json.dumps(result))
+    words = text(document(read(path)))
+    again = "2 minibatches computed again, saved by no session; 1 minibatch on the shards and reported by no session."
+    assert f"120 pushes computed; {again}" in words
+
+
+def test_time_is_told_as_replicas_measure_it(tmp_path: Path) -> None:
+    found = page(tmp_path, Replicated())
+    assert "Computing: from the hand-over of a push to that of the next, in simulated seconds," in text(found)
+    assert chart(found, "stalled").caption.startswith("Computing stood still for fetches, pushes and minibatches ")
 
 
 # -- lanes -----------------------------------------------------------------------------------------------------------

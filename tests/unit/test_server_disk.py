@@ -63,7 +63,7 @@ def test_a_run_goes_back_to_the_newest_set_that_all_shards_have(tmp_path: Path) 
     assert [store.newest(shard).number for shard in (0, 1)] == [2, 2]
     (tmp_path / "shard-1-000002.safetensors").write_bytes(b"torn")
     assert store.go_back(2) == (1, {"records": 100})
-    assert store.weights(2).tolist() == [1.0] * 128
+    assert [store.newest(shard).tensors["weights"][0] for shard in (0, 1)] == [1.0, 1.0]
 
 
 def test_only_the_newest_stay(tmp_path: Path) -> None:
@@ -77,6 +77,43 @@ def test_only_the_newest_stay(tmp_path: Path) -> None:
         "shard-0-000004.safetensors",
         "shard-0-000005.safetensors",
     ]
+
+
+def test_a_run_that_begins_anew_finds_nothing_of_the_beginning_before(tmp_path: Path) -> None:
+    """A driver was killed before its first set was whole: shard 1 had not saved yet, or the manifest was not there."""
+    store = OnDisk(tmp_path)
+    store.begin([snapshot(0), snapshot(0)])
+    store.save(0, snapshot(1, 1.0))
+    assert store.go_back(2) is None
+    store.begin([snapshot(0), snapshot(0)])
+    assert [store.newest(shard).number for shard in (0, 1)] == [0, 0]
+    for shard in (0, 1):
+        store.save(shard, snapshot(4, 4.0))
+    store.note_whole(4, {"records": 400})  # of records that somebody has removed
+    store.begin([snapshot(0), snapshot(0)])
+    assert [store.newest(shard).number for shard in (0, 1)] == [0, 0]
+    assert store.go_back(2) is None
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_shard_of_an_earlier_session_overwrites_nothing(tmp_path: Path, goes_on: bool) -> None:
+    """Its machine was cut off: the driver died, another went on, and it still writes a set of a number that is used."""
+    driver = OnDisk(tmp_path)
+    driver.begin([snapshot(0)])
+    left: OnDisk = pickle.loads(pickle.dumps(driver))
+    left.save(0, snapshot(1, 1.0))
+    driver.note_whole(1, {"records": 100})
+    left._temporary(left._path(0, 3)).touch()  # killed while it wrote
+    other = OnDisk(tmp_path)
+    if goes_on:
+        assert other.go_back(1) == (1, {"records": 100})
+    else:
+        other.begin([snapshot(0)])
+    other.save(0, snapshot(2, 2.0))
+    with pytest.raises(RunError, match=r"(?s)shard 0 cannot save its snapshot.*another session has begun"):
+        left.save(0, snapshot(2, 9.0))
+    assert other.newest(0).tensors["weights"][0] == 2.0
+    assert list(tmp_path.glob(".shard-*")) == []
 
 
 def test_no_set_is_whole(tmp_path: Path) -> None:
@@ -116,7 +153,7 @@ def test_a_whole_set_stays_while_a_shard_cannot_save(tmp_path: Path) -> None:
     store.note_whole(1, {"records": 100})
     for number in range(2, 6):
         store.save(0, snapshot(number))
-        (tmp_path / f".shard-1-{number:06}.safetensors.tmp").mkdir()  # what shard 1 would write first
+        store._temporary(store._path(1, number)).mkdir()  # what shard 1 would write first
         with pytest.raises(RunError, match="shard 1 cannot save its snapshot"):
             store.save(1, snapshot(number))
     assert sorted(store._numbers(0)) == [1, 4, 5]

@@ -115,5 +115,10 @@ def test_everything_is_settled_once_whatever_happens(data: st.DataObject) -> Non
         elif not any(held.values()):
             pytest.fail(f"nothing to do, {pool.settled} of {pool.total} settled")
     assert sorted(settled) == list(range(pool.total))
-    assert pool.exhausted
     assert not pool.outstanding
+
+
+def test_thousands_of_epochs_that_are_settled_are_passed_by() -> None:
+    pool = Pool(per_epoch=2, total=6000)
+    pool.restore([bytes([1] * 5999 + [0])], 1)
+    assert pool.lease("a", 0, 1, 1, 0.0) == Unit(5999, 1)

@@ -182,6 +182,46 @@ def test_a_slow_role_takes_longer() -> None:
     assert run(body, (Fault("slow", "counter", at=0.0, lasts=9.0, by=4.0),))[0] > 4.0
 
 
+def test_a_fault_that_names_no_end_stays() -> None:
+    async def body(here: Any) -> tuple[float, int]:
+        counter = here.handle("counter")
+        seconds = await counter.call("work", 1.0)
+        await counter.call("add", 1)
+        await here.sleep(1.0)
+        return seconds, await counter.call("add", 0)
+
+    assert run(body, (Fault("slow", "counter", at=0.0, by=4.0),))[0] == (pytest.approx(4.0, abs=0.01), 1)
+    assert run(body, (Fault("duplicate", "counter", at=0.0),))[0][1] == 2
+    assert run(body, (Fault("delay", "counter", at=0.0, by=2.0),))[1].now > 13.0  # six messages
+    with pytest.raises(LateError):
+        run(body, (Fault("drop", "counter", at=0.0),))
+
+
+def test_a_session_that_goes_on_sees_no_kill_again_but_the_dead_stay_dead() -> None:
+    async def body(here: Any) -> list[int]:
+        await here.sleep(15.0)
+        found = [await here.handle("counter").call("born")]
+        for name in ("gone", "other"):
+            try:
+                found.append(await here.handle(name).call("born"))
+            except LostError:
+                found.append(-1)
+        return found
+
+    faults = [Fault("kill", "counter", at, 1.0) for at in (5.0, 30.0, 40.0)]
+    faults += [Fault("kill", "gone", 45.0, inf), Fault("kill", "chief", 45.0, inf)]
+    others = {name: Plan(Counter, "counter") for name in ("gone", "other")}
+
+    def born(*more: Fault) -> list[int]:
+        engine = Simulated(EVEN, [*faults, *more], began=50.0, most_events=100_000)
+        roles = {"chief": Plan(partial(Script, body), "chief"), "counter": Plan(Counter, "counter"), **others}
+        found: list[int] = engine.run(Program(roles, "chief"), lambda _: None)
+        return found
+
+    assert born() == [0, -1, 0]
+    assert born(Fault("kill", "counter", 50.0, 1.0), Fault("kill", "counter", 55.0, 1.0)) == [2, -1, 0]
+
+
 def test_first_of_returns_with_the_first_or_with_time() -> None:
     async def body(here: Any) -> tuple[float, float]:
         tasks = [here.start(here.sleep(seconds)) for seconds in (5.0, 2.0)]
@@ -193,10 +233,39 @@ def test_first_of_returns_with_the_first_or_with_time() -> None:
     assert run(body)[0] == (2.0, 3.0)
 
 
+def test_first_of_awaits_nothing() -> None:
+    async def fails() -> None:
+        raise RunError("nobody looks")
+
+    async def looks(here: Any) -> None:
+        task = here.start(fails())
+        await here.first_of(task, within=5.0)
+        await here.sleep(1.0)
+
+    async def awaits(here: Any) -> str:
+        task = here.start(fails())
+        with pytest.raises(RunError, match="nobody looks"):
+            await task
+        return "went on"
+
+    with pytest.raises(RunError, match="nobody looks"):
+        run(looks)
+    assert run(awaits)[0] == "went on"
+
+
+def test_first_of_nothing_is_refused() -> None:
+    async def body(here: Any) -> None:
+        with pytest.raises(ValueError, match="nothing to wait for"):
+            await here.first_of()
+        await here.first_of(within=0.0)
+
+    run(body)
+
+
 def test_a_program_that_waits_for_nothing_is_an_error() -> None:
     class Silent(Role):
         async def hang(self) -> None:
-            await self.here.first_of()
+            await self.here.promise()
 
     async def body(here: Any) -> None:
         await here.handle("silent").call("hang", within=inf)

@@ -185,3 +185,22 @@ def test_the_optimiser_is_built_on_a_model_that_is_in_place(monkeypatch: pytest.
     monkeypatch.setattr(session, "build", spy)
     train(model=make, optimizer={"name": "adagrad"}, compute={"channels_last": True})
     assert seen == [True]
+
+
+# -- code that would end the process -------------------------------------------------------------------------------
+
+
+def test_a_model_that_exits_is_an_error_and_ctrl_c_stays_one() -> None:
+    def model() -> nn.Module:
+        sys.exit("no licence")
+
+    with pytest.raises(UserCodeError, match="your code raised SystemExit at the model factory") as caught:
+        train(model=model)
+    assert "in model" in str(caught.value)
+    assert "no licence" in str(caught.value)
+
+    def stopped() -> nn.Module:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(model=stopped)

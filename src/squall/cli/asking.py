@@ -78,7 +78,7 @@ def resize(folder: Path, runs: Path, processes: int, *, wait_s: float | None) ->
         InputError: it does not run; a step has fewer passes than that.
         RunError: it did not go on in time.
     """
-    run, name = _begun(folder), word(folder, runs)
+    run, name = begun(folder), word(folder, runs)
     if run.strategy == "downpour":
         rows = [("rule", "replicas and shards are its processes; replicas may join and leave while it runs")]
         to_do = f"squall runs resize {name} --replicas {processes}"
@@ -117,7 +117,7 @@ def resize(folder: Path, runs: Path, processes: int, *, wait_s: float | None) ->
     raise RunError(f"{name} does not go on with {_processes(processes)}", [("found", found), ("to do", to_do)])
 
 
-def _begun(folder: Path) -> State:
+def begun(folder: Path) -> State:
     """A run; one that has just taken its folder's lock has said who works on it, and forgotten older requests."""
     end = time.monotonic() + _BEGINS_S
     while True:
@@ -262,8 +262,8 @@ def _check_passes(folder: Path, processes: int) -> None:
 
     if not (folder / RECIPE).is_file():
         return
-    recipe, begun = load(folder / RECIPE), tails.first(folder / RECORDS)
-    check_passes(processes, recipe, num_passes(recipe, tails.whole(begun.get("num_samples"))))
+    recipe, started = load(folder / RECIPE), tails.first(folder / RECORDS)
+    check_passes(processes, recipe, num_passes(recipe, tails.whole(started.get("num_samples"))))
 
 
 def _session(folder: Path) -> tails.Values:

@@ -12,8 +12,11 @@ from typing import Annotated
 
 import typer
 
+from squall.cli.flags import TIMEOUT_S
+from squall.cli.restarts import DEFAULT
 from squall.cli.session import Wish, sink_of
 from squall.errors import InputError, UserCodeError
+from squall.training.lockstep import refuse
 
 
 class EngineName(StrEnum):
@@ -40,18 +43,19 @@ TrustFlag = Annotated[
 ]
 
 
-def check(wish: Wish, engine: EngineName | None, cluster: str | None, foreign: Sequence[str]) -> bool:
+def check(wish: Wish, engine: EngineName | None, cluster: str | None, trusted: bool, foreign: Sequence[str]) -> bool:
     """Whether the recipe's strategy is one of roles.
 
     Arguments:
         foreign: flags that were given and are of lock-step training.
 
     Raises:
-        InputError: flags of the other kind of training.
+        InputError: flags of the other kind of training; ranks of a job.
     """
     recipe = wish.target.recipe
+    trust = ["--trust-cluster"] * trusted
     if recipe.strategy == "sync":
-        given = [f"--engine {engine}"] * bool(engine) + [f"--cluster {cluster}"] * bool(cluster)
+        given = [*[f"--engine {engine}"] * bool(engine), *[f"--cluster {cluster}"] * bool(cluster), *trust]
         if given:
             raise InputError(
                 f"{given[0]} with strategy=sync",
@@ -64,17 +68,24 @@ def check(wish: Wish, engine: EngineName | None, cluster: str | None, foreign: S
                 ],
             )
         return False
-    if foreign:
-        raise InputError(
-            f"{foreign[0]} with strategy={recipe.strategy}",
-            [
-                ("rule", "replicas and shards are numbers of the recipe; the engine starts their processes"),
-                ("to do", f"leave it away; downpour.replicas={recipe.downpour.replicas if recipe.downpour else 2}"),
-            ],
-        )
-    if cluster and engine is EngineName.simulated:
-        raise InputError("--cluster with --engine simulated", [("rule", "simulated time needs no cluster")])
+    refuse(recipe, foreign)
+    if engine is EngineName.simulated and (given := ["--cluster"] * bool(cluster) + trust):
+        raise InputError(f"{given[0]} with --engine simulated", [("rule", "simulated time needs no cluster")])
+    if trusted and not cluster:
+        rule = "it is said of a cluster that is joined; Squall's own on this machine asks for a token"
+        raise InputError("--trust-cluster without --cluster", [("rule", rule), ("to do", "--cluster HOST:PORT")])
     return True
+
+
+def foreign(*, device: str | None, timeout: float, restarts: int, **others: object) -> list[str]:
+    """The flags of lock-step training that were given to a verb; `--device cpu` says what replicas do anyway.
+
+    Example:
+        >>> foreign(device="cpu", timeout=300.0, restarts=0, other_arithmetic=True)
+        ['--restarts', '--other-arithmetic']
+    """
+    given = {"device": device not in (None, "cpu"), "timeout": timeout != TIMEOUT_S, "restarts": restarts != DEFAULT}
+    return [f"--{name.replace('_', '-')}" for name, value in {**given, **others}.items() if value]
 
 
 def work(wish: Wish, folder: Path, engine: EngineName | None, cluster: str | None, trusted: bool) -> int:
@@ -82,13 +93,13 @@ def work(wish: Wish, folder: Path, engine: EngineName | None, cluster: str | Non
     from squall.cli.folders import log_traceback
     from squall.cli.session import leaves
     from squall.cli.terminal import Terminal
-    from squall.cluster.world import join
     from squall.training import compose
     from squall.training import train as train_
+    from squall.training.roles import alone
 
     name = engine or EngineName.ray
     started = {**wish.started(), "engine": str(name), "cluster": cluster, "trust_cluster": trusted}
-    shown = wish.target.task or compose(wish.target.recipe, join(wish.device, wish.timeout), wish.data_folder)
+    shown = wish.target.task or compose(wish.target.recipe, alone("cpu"), wish.data_folder)
     sink = sink_of(wish, shown)
     try:
         with leaves():

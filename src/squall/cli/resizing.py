@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from squall.cli import states
-from squall.cli.asking import Answer, late, requested, wait
+from squall.cli.asking import Answer, begun, late, requested, wait
 from squall.cli.overview import progress, was, word
 from squall.cli.states import State
 from squall.errors import InputError, RunError
@@ -32,10 +31,10 @@ def replicas(folder: Path, runs: Path, wanted: int, *, wait_s: float | None) -> 
         InputError: it does not run, or has no replicas.
         RunError: it did not do so in time.
     """
-    run, name = states.look(folder), word(folder, runs)
-    if run.strategy != "downpour":
+    run, name = begun(folder), word(folder, runs)
+    if run.strategy not in ("downpour", ""):  # one that has not said it yet
         raise InputError(
-            f"--replicas {wanted} of a run with strategy={run.strategy or 'sync'}",
+            f"--replicas {wanted} of a run with strategy={run.strategy}",
             [
                 ("rule", "replicas are those of strategy=downpour"),
                 ("to do", f"squall runs resize {name} --processes {wanted}"),
@@ -44,14 +43,20 @@ def replicas(folder: Path, runs: Path, wanted: int, *, wait_s: float | None) -> 
     if not run.running:
         to_do = [("to do", f"squall resume {name}, and resize it while it runs")] if run.resumable else []
         raise InputError(f"{name} is not running", [("found", f"it {was(run)}"), *to_do])
+    if not run.strategy:
+        rows = [("found", "its engine is still being started"), ("to do", "ask again when it has begun")]
+        raise InputError(f"{name} is just beginning", rows)
     if run.processes == wanted:
         return Answer(run, f"{name} has {_replicas(wanted)} already")
-    with requested(folder, Request("resize", replicas=wanted)):
+    with requested(folder, Request("resize", replicas=wanted)) as asked:
         if wait_s is None:
             return Answer(run, f"{name} is asked to go on with {_replicas(wanted)}      squall runs show {name}")
 
         def done(now: State) -> bool:
-            return not now.running or now.processes == wanted
+            if now.running and now.processes != wanted:
+                asked.renew()
+                return False
+            return True
 
         changed = wait(folder, f"{name} changes to {_replicas(wanted)}", wait_s, done)
     if changed is None:

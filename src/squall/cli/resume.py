@@ -62,8 +62,15 @@ def resume(
     sizes.check_files(wish.target, wish.data_folder)
     name = engines.EngineName(started.get("engine", "ray"))
     simulated = name if name is engines.EngineName.simulated and wish.target.recipe.strategy != "sync" else None
-    if engines.check(wish, simulated, cluster, ["--processes"] * bool(processes_)):
-        address = cluster or started.get("cluster")
+    foreign = engines.foreign(
+        device=device,
+        timeout=timeout,
+        restarts=restarts_,
+        processes=processes_,
+        other_arithmetic=other_arithmetic,
+    )
+    address = cluster or started.get("cluster")
+    if engines.check(wish, simulated, address, trust_cluster, foreign):
         trusted = trust_cluster or bool(started.get("trust_cluster"))
         with processes.threads_before_torch(wish.target.recipe.compute.threads):
             return engines.work(wish, folder, name, address, trusted)

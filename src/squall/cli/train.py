@@ -80,8 +80,10 @@ def train(
     )
     trackers.check(wish.trackers)
     sizes.check_files(wish.target, wish.data_folder)
-    foreign = ["--processes"] * bool(processes_) + ["--submit"] * bool(job) + ["--profile"] * profile
-    if engines.check(wish, engine, cluster, foreign):
+    foreign = engines.foreign(
+        device=device, timeout=timeout, restarts=restarts_, processes=processes_, submit=job, profile=profile
+    )
+    if engines.check(wish, engine, cluster, trust_cluster, foreign):
         with _taken(out, wish.target.recipe.name, creates=not dry_run) as folder:
             check_free(folder)
             if dry_run:

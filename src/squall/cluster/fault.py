@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 FaultKind = Literal["kill", "slow", "drop", "delay", "duplicate"]
@@ -16,8 +17,10 @@ class Fault:
         kind: kill: the role's process dies; slow: its work takes `by` times as long; drop: messages from and to it are
             lost; delay: they take `by` seconds longer; duplicate: they arrive twice.
         role: its name in the program, such as "replica-3".
-        at: seconds since the program began.
-        lasts: seconds; of a kill: until it is started again. None: the engine's own time; inf: for good.
+        at: seconds of the run, over all its sessions: one that began later sees no kill again, but who died for good
+            stays dead.
+        lasts: seconds; of a kill: until it is started again. inf: for good. None: of a kill the engine's own time,
+            else for good.
         by: factor or seconds, see kind.
     """
 
@@ -26,6 +29,10 @@ class Fault:
     at: float
     lasts: float | None = None
     by: float = 1.0
+
+    def is_on(self, now: float) -> bool:
+        """Whether it is so at this second of the run; not of a kill, which is a moment."""
+        return self.at <= now < self.at + (inf if self.lasts is None else self.lasts)
 
 
 @dataclass(frozen=True)

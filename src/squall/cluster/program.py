@@ -65,7 +65,7 @@ FREE = Cost()
 class Task(Protocol[T_co]):
     """Work of a role that goes on beside what it does; awaiting it gives its value or raises its exception.
 
-    One that fails while nobody awaits it ends the program: an error is never lost.
+    One that fails before anybody awaits it ends the program: an error is never lost. `Here.first_of` awaits nothing.
     """
 
     @property
@@ -137,7 +137,8 @@ class Here(Protocol):
 
     async def compute(self, work: Callable[[], T], cost: Cost = FREE) -> T:
         """Does work that takes time. A role's works are done one after the other, in the order they were asked for, and
-        nothing else of the role is touched by them: calls are answered meanwhile."""
+        nothing else of the role is touched by them: calls are answered meanwhile. Work that would end its process, as
+        `sys.exit()` does, is a `RunError` where there is a process to end."""
 
     async def beside(self, work: Callable[[], T], cost: Cost = FREE) -> T:
         """As `compute`, for work that must not delay it: writing a file."""
@@ -152,7 +153,11 @@ class Here(Protocol):
         """By which one call of the role waits for what another call brings."""
 
     async def first_of(self, *tasks: Task[Any] | Promise, within: float | None = None) -> None:
-        """Waits until one of them is done, or so many seconds."""
+        """Waits until one of them is done, or so many seconds; for something it must be.
+
+        Raises nothing of a task's: that does whoever awaits it. One that failed, and that nobody did await, ends the
+        program.
+        """
 
     def memory(self, num_elements: int, dtype: torch.dtype) -> torch.Tensor:
         """A vector of zeros that travels without a copy where that is possible."""

@@ -2,7 +2,8 @@
 
 A rank that is killed cannot end the processes it has started: loaders, trackers, whatever the user's code began. They
 go to other parents, and may be in sessions of their own. But each inherits its environment, and in it the value of a
-variable that only one launch has.
+variable that only one launch has. A program that gives itself a title may write it over that environment, as
+`setproctitle` does: whoever sets a mark sets `TITLES` too.
 
 One kind is let end by itself: Python's resource trackers remove named semaphores and shared memory when those who used
 them are gone, which is why they are ended last.
@@ -16,6 +17,9 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+
+TITLES = {"SPT_NOENV": "1"}
+"""Makes `setproctitle` leave a process's environment where others see it."""
 
 _POLL_S = 0.02
 _REAP_S = 2.0

@@ -27,7 +27,7 @@ from contextlib import suppress
 
 from squall.cluster.lifeline import LAUNCHER, tie_to_launcher
 from squall.cluster.place import LOOPBACK
-from squall.engine.leftovers import sweep
+from squall.engine.leftovers import TITLES, sweep
 from squall.engine.loopback import Meeting
 from squall.engine.outlets import LogFolder
 from squall.engine.ranklogs import RankLogs
@@ -75,7 +75,7 @@ def run_ranks(
         raise RuntimeError("ranks are launched from the main thread: only it gets the signals to forward")
     sys.stdout.flush()  # rank 0 writes to the same place
     with Reports() as reports, Meeting() as meeting, signals() as wakeup:
-        given = {**_environment(threads, processes, meeting.port), REPORTS: reports.path}
+        given = {**_environment(threads, processes, meeting.port), **TITLES, REPORTS: reports.path}
         ranks = Ranks([sys.executable, *arguments], processes, given, reports, grace or Grace(), wakeup)
         with RankLogs(processes, logs) as output:
             try:

@@ -145,11 +145,12 @@ def _notes(recipe: Recipe, order: Order) -> Iterator[str]:
         yield note
     rest = order.num_samples % order.global_batch_size
     total = count(order.global_batch_size)
+    carry = "" if recipe.strategy == "downpour" else "|carry"  # which is refused there
     if rest and recipe.last_batch == "short":
-        change = "last_batch=drop|carry changes that"
+        change = f"last_batch=drop{carry} changes that"
         yield f"the epoch's last step has {count(rest)} images at the rate of {total}. {change}."
     elif rest and recipe.last_batch == "drop":
-        yield f"{count(rest)} images are left out of each epoch, others each time. last_batch=short|carry uses them."
+        yield f"{count(rest)} images are left out of each epoch, others each time. last_batch=short{carry} uses them."
     lr = recipe.lr
     if lr.warmup != "none" and lr.warmup_epochs and not lr.rate().warmup_length(recipe.update_size):
         start = lr.rate().warmup_start()

@@ -77,13 +77,18 @@ def of_downpour(values: Mapping[str, Any]) -> Iterator[Row]:
     """What a recipe of Downpour cannot say, on values whose single checks may have failed."""
     if values.get("strategy") != "downpour":
         return
-    optimizer, compute, downpour, simulated = (
-        _table(values, key) for key in ("optimizer", "compute", "downpour", "simulated")
+    optimizer, compute, checkpoint, downpour, simulated = (
+        _table(values, key) for key in ("optimizer", "compute", "checkpoint", "downpour", "simulated")
     )
     if (loaders := _table(values, "data").get("num_workers", 0)) != 0:
         yield (
             f"data.num_workers={shown(loaders)}",
             "not with strategy=downpour: a replica reads its minibatches itself; more replicas read more",
+        )
+    if (best := checkpoint.get("keep_best")) is not None:
+        yield (
+            f"checkpoint.keep_best={shown(best)}",
+            "not with strategy=downpour: no snapshot holds the weights that an epoch is measured with; leave it out",
         )
     yield from _rule(optimizer)
     yield from _arithmetic(values, compute)

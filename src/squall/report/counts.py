@@ -49,10 +49,16 @@ def _shard(name: str, found: Mapping[str, Any]) -> tuple[object, ...]:
 
 def _pushes(run: RunData) -> str:
     number, repeated = computed(run)
-    words = f"{plural(number, 'push', 'pushes')} computed"
+    words = f"{plural(number, 'push', 'pushes')} {'on record' if repeated is None else 'computed'}"
     if repeated:
-        return f"{words}, {count(repeated)} of them of minibatches that another replica settled first: applied once."
-    return f"{words}, no minibatch twice."
+        words += f", {count(repeated)} of them of minibatches that another replica settled first: applied once"
+    found = mapping(run.result.get("minibatches"))
+    redone, unreported = (max(whole(found.get(key)), 0) for key in ("redone", "unreported"))
+    if redone:
+        words += f"; {plural(redone, 'minibatch', 'minibatches')} computed again, saved by no session"
+    if unreported:
+        words += f"; {plural(unreported, 'minibatch', 'minibatches')} on the shards and reported by no session"
+    return f"{words}, no minibatch twice." if repeated == redone == 0 else f"{words}."
 
 
 def _so_far(run: RunData) -> list[Html]:
@@ -78,10 +84,11 @@ def replicas(run: RunData) -> Block | None:
     head = ["replica", "pushes", "minibatches", "share", "samples", "computing", "stood still", ""]
     listed_ = table("Work of each replica", head, rows, tall=len(rows) > _TALL)
     done, own = sum(share.minibatches for share in found), run.steps_done
-    words = f"Computing: from a push's first minibatch to its last answer, in {run.second}s, less what it stood still."
+    words = f"Computing: from the hand-over of a push to that of the next, in {run.second}s, less what it stood still."
     if done > own:
         again = plural(done - own, "minibatch", "minibatches")
-        words += f" {count(done)} minibatches = {count(own)} settled + {again} that another had settled first."
+        words += f" {count(done)} minibatches = {count(own)} settled + {again} computed again, "
+        words += "by a second replica or after a loss."
     return text_block("replicas", listed_, paragraph(words, kind="quiet"))
 
 

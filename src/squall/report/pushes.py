@@ -1,8 +1,8 @@
 """The pushes of an asynchronous run, as numbers to draw and to count.
 
-Two witnesses tell of them: a record of each push that was answered, and the counts of result.json. The counts know more
-(what two replicas computed twice), the records reach further back (a session that was resumed counts its own only), so
-the counts are used where they speak of all pushes on record.
+Two witnesses tell of them: a record of each push that was answered, and the counts of result.json, which go on from
+session to session. The counts know more (what two replicas computed twice), but a run that is under way or broke off
+has none: they are used where they speak of all pushes on record.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class Pushes:
     Attributes:
         names: of the replicas; `replica` holds places in it.
         seconds: since the run's start.
-        took, stalled: of the replica, from the first minibatch to the last answer; of these, that it stood still.
+        took, stalled: of the replica, from the hand-over of its push before to that of this one; of these, that its
+            computing stood still for fetches, pushes and minibatches.
         alive: replicas that took part then.
         staleness: how many answers of shards had which; `unknown`: answers that told none.
         dropped: answers of shards to which a push was too stale.
@@ -67,7 +68,7 @@ class Pushes:
 
 @dataclass(frozen=True)
 class Share:
-    """What one replica did: `seconds` from first minibatches to last answers, `stalled` of these."""
+    """What one replica did: `seconds` from hand-over to hand-over of its pushes, `stalled` of these."""
 
     name: str
     pushes: int
@@ -78,7 +79,7 @@ class Share:
 
     @property
     def still(self) -> float:
-        """The fraction of its time that its computing stood still for fetches and pushes."""
+        """The fraction of its time that its computing stood still for fetches, pushes and minibatches."""
         return self.stalled / self.seconds if self.seconds > 0 else math.nan
 
 
@@ -134,12 +135,13 @@ def in_order(name: str) -> tuple[str, int, str]:
     return (kind, int(index), "") if index.isascii() and index.isdigit() and len(index) < 9 else (name, 0, name)
 
 
-def computed(run: RunData) -> tuple[int, int]:
-    """Pushes that replicas computed, and how many of these were of minibatches that another had settled before."""
+def computed(run: RunData) -> tuple[int, int | None]:
+    """Pushes that replicas computed, and how many of these were of minibatches that another had settled before; None
+    where only those are known that were not."""
     found = mapping(run.result.get("pushes"))
     if _speaks_of_all(run):
         return whole(found.get("computed")), max(whole(found.get("repeated")), 0)
-    return len(run.pushes), 0
+    return len(run.pushes), None
 
 
 def _speaks_of_all(run: RunData) -> bool:

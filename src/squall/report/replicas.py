@@ -229,7 +229,8 @@ def stalls(run: RunData) -> Chart | None:
         return None
     still = [100 * share.still for share in found]
     seconds, stalled = sum(share.seconds for share in found), sum(share.stalled for share in found)
-    words = f"Computing stood still for fetches and pushes {written(100 * stalled / seconds, 3)} % of the time"
+    share = written(100 * stalled / seconds, 3)
+    words = f"Computing stood still for fetches, pushes and minibatches {share} % of the time"
     if len(found) > 1:
         words += f" of all replicas; at most {written(max(still), 3)} %, {plain(found[still.index(max(still))].name)}"
     trace = _by_replica("stood still", found, still, "$c2", "%{y:.3~g} %")

@@ -27,7 +27,7 @@ _MEANING = {
 }
 _OF_REPLICAS = {
     "compute": "forward, backward, reading batches: the sum over replicas",
-    "communication": "computing stood still for a fetch or a push",
+    "communication": "computing stood still for fetches, pushes and minibatches",
     "evaluation": "the server's weights on validation and test data, beside the training",
 }
 _MOST_SLOW = 20

@@ -46,12 +46,8 @@ def left_by(why: str, number: int, run: Run, saved_step: int | None, ordered_ste
     if why == "stop" and number:
         by = f"by {'Ctrl-C' if number == signal.SIGINT else signal.Signals(number).name}"
     headline = f"stopped {by} after step {run.steps_done:,}"
-    advice = how_to_go_on(run.path)
-    if saved_step is None:
-        advice = "nothing could be saved: the run starts from its beginning again"
-    elif saved_step != ordered_step:
-        advice = f"that step could not be saved; from step {saved_step:,}: {advice}"
-    elif saved_step < run.steps_done:
+    advice = to_go_on(run.path, saved_step, ordered_step)
+    if saved_step == ordered_step < run.steps_done:
         advice = f"its evaluation was broken off; from step {saved_step:,}: {advice}"
     if why == "resize":
         return _left(SystemExit(RESIZED), headline, advice)
@@ -63,6 +59,23 @@ def left(number: int, headline: str, advice: str) -> Left:
     if number == signal.SIGINT:
         return _left(KeyboardInterrupt(f"{headline}; {advice}"), headline, advice)
     return _left(SystemExit(128 + (number or signal.SIGTERM)), headline, advice)
+
+
+def to_go_on(folder: Path | None, saved_step: int | None, ordered_step: int, update: str = "step") -> str:
+    """What comes next after a save was ordered, and perhaps not written.
+
+    Arguments:
+        folder: the run's.
+        saved_step: of the newest state that is whole.
+        ordered_step: of the one that was to be written.
+        update: what a step is called.
+    """
+    advice = how_to_go_on(folder)
+    if saved_step is None:
+        return "nothing could be saved: the run starts from its beginning again"
+    if saved_step != ordered_step:
+        return f"that {update} could not be saved; from {update} {saved_step:,}: {advice}"
+    return advice
 
 
 def how_to_go_on(folder: Path | None) -> str:

@@ -6,7 +6,8 @@
 
 A shard writes beside its work, into a file of another name which it renames when it is on the disk; it comes back with
 its newest whole file. A run goes on from the newest set that is whole. On a cluster the folder is one that all of its
-machines see: the driver leaves a word in it, and a shard that does not find it there says so before it begins.
+machines see: the driver leaves a word in it, and a shard that does not find it there says so before it begins. A shard
+of an earlier session that lives on, cut off or stopped, finds another word before it renames, and changes nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
@@ -49,9 +49,12 @@ class OnDisk:
         self._folder, self._keep, self._word = folder.absolute(), max(keep, 2), ""
 
     def begin(self, first: Sequence[Snapshot]) -> None:
-        """Writes the state before the first push of all shards, as set 0."""
+        """Writes the state before the first push of all shards, as set 0; an older beginning's sets go before it."""
         self._folder.mkdir(parents=True, exist_ok=True)
         self._leave_word()
+        for pattern in ("[0-9]*.json", "shard-*.safetensors"):  # manifests first: none without its files
+            for path in self._folder.glob(pattern):
+                path.unlink(missing_ok=True)
         for shard, snapshot in enumerate(first):
             self.save(shard, snapshot)
 
@@ -75,20 +78,22 @@ class OnDisk:
         """Keeps one, whole or not at all; older ones go, unless they belong to a set that is whole. Returns its bytes.
 
         Raises:
-            RunError: the disk does not take it.
+            RunError: the disk does not take it, or another session writes there.
         """
         path = self._path(shard, snapshot.number)
         facts = {"count": snapshot.count, "received": snapshot.received}
         body = save(
             {key: tensor.contiguous() for key, tensor in snapshot.tensors.items()}, {"shard": json.dumps(facts)}
         )
-        temporary = path.with_name(f".{path.name}.tmp")
+        temporary = self._temporary(path)
         try:
             with temporary.open("wb") as file:
                 file.write(hashlib.sha256(body).hexdigest().encode())
                 file.write(body)
                 file.flush()
                 os.fsync(file.fileno())
+            if not self._is_ours():
+                raise OSError(errno.ESTALE, "another session has begun")
             temporary.replace(path)
             _sync(self._folder)
         except OSError as error:
@@ -120,27 +125,29 @@ class OnDisk:
                     _read(self._path(shard, number), number)
             except (OSError, ValueError, SafetensorError):
                 continue
+            self._leave_word()
             for shard in range(shards):
                 for newer in [n for n in self._numbers(shard) if n > number]:
                     self._path(shard, newer).unlink(missing_ok=True)
-            self._leave_word()
             return number, values
         return None
-
-    def weights(self, shards: int) -> torch.Tensor:
-        """The whole vector, from the newest snapshot of each shard."""
-        return torch.cat([self.newest(shard).tensors["weights"] for shard in range(shards)])
 
     def _leave_word(self) -> None:
         self._word = secrets.token_hex(8)
         (self._folder / _WORD).write_text(self._word)
+        for path in self._folder.glob(".shard-*.tmp"):  # of those who were killed while they wrote
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+
+    def _is_ours(self) -> bool:
+        return not self._word or (self._folder / _WORD).read_text() == self._word
 
     def _look_for_word(self) -> None:
         if not self._word:
             return  # of nobody's session
         here = socket.gethostname()
         try:
-            found = "another run's" if (self._folder / _WORD).read_text() != self._word else ""
+            found = "" if self._is_ours() else "another run's"
         except OSError as error:
             found = error.strerror or str(error)
         if found:
@@ -170,6 +177,9 @@ class OnDisk:
 
     def _path(self, shard: int, number: int) -> Path:
         return self._folder / f"shard-{shard}-{number:06}.safetensors"
+
+    def _temporary(self, path: Path) -> Path:
+        return path.with_name(f".{path.name}.{self._word}.tmp")
 
 
 def _read(path: Path, number: int) -> Snapshot:

@@ -17,6 +17,7 @@ from torch import nn
 
 from squall.data.batches import read
 from squall.data.order import Order
+from squall.errors import RunError
 from squall.metrics import Loss, Mean, Metrics
 from squall.model.ghostnorm import has_batch_norm, refuse_synchronised
 from squall.rng import seed_pass
@@ -157,6 +158,11 @@ class Gradients:
             check_training_mode(self.model)
             self._checked = True
         total, count = (loss.sum * len(draw), len(draw)) if self.spec.loss_over == "worker" else (loss.sum, loss.count)
+        if count <= 0:
+            raise RunError(
+                f"the losses of minibatch {minibatch} count {count:g} samples",
+                [("rule", "the count must be positive")],
+            )
         self._backward(total)
         torch.default_generator.set_state(generator)
         touched = self._gather(into[:ours], float(count))

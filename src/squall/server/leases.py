@@ -74,11 +74,6 @@ class Pool:
         """Whether every minibatch is settled."""
         return self.settled == self.total
 
-    @property
-    def exhausted(self) -> bool:
-        """Whether nothing is left that is not handed out."""
-        return not self._returned and not any(self._left(part) for part in self._parts) and not self._has_epochs()
-
     def restore(self, states: Sequence[bytes], most: int) -> None:
         """Takes over what shards hold: what all have is settled, what none has is free, the rest is handed out again.
 
@@ -166,12 +161,11 @@ class Pool:
         return best.unit
 
     def _fresh(self, part: int, parts: int, wanted: int) -> Unit | None:
-        if not any(self._left(each) for each in self._parts):
+        while not any(self._left(each) for each in self._parts):
             if not self._has_epochs():
                 return None
             self._parts = list(_cut(self._next_epoch * self.per_epoch, self.per_epoch, parts))
             self._next_epoch += 1
-            return self._fresh(part, parts, wanted)
         own = self._parts[part] if part < len(self._parts) else None
         source = own if own is not None and self._left(own) else max(self._parts, key=self._left)
         first = source.next

@@ -18,6 +18,7 @@ shard's single line of work, so that no push, fetch or snapshot sees half of ano
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -31,6 +32,9 @@ from squall.server.layout import Slice
 from squall.server.messages import Fetch, Fetched, Holdings, Outcome, Push, Receipt, Version
 
 APPLIED, DROPPED = 1, 2
+
+_ANSWER_S = 10.0
+"""That a question may stay open before it is answered "not yet"."""
 
 
 @dataclass
@@ -163,21 +167,29 @@ class Shard(Role):
 
         return await self.here.compute(work)
 
-    async def snapshot(self, number: int) -> tuple[int, float]:
+    async def snapshot(self, number: int) -> tuple[int, float] | None:
         """Saves its state beside its work; returns bytes and the seconds that work stood still for the copy.
 
-        It may take longer than a call; one that asks again for the same number waits for the same answer.
+        None while it is at it; one that asks again for the same number gets the same answer.
         """
         if number != self._saved:
             self._saved, self._saving = number, self.here.start(self._save(number))
-        return await self._saving
+        await self.here.first_of(self._saving, within=_ANSWER_S)
+        found = await self._saving if self._saving.done else None
+        if isinstance(found, RunError):
+            raise found
+        return found
 
-    async def _save(self, number: int) -> tuple[int, float]:
+    async def _save(self, number: int) -> tuple[int, float] | RunError:
         began = self.here.now()
         found = await self.here.compute(lambda: self._taken(number), Cost(bytes=4 * self._bytes))
         stood = self.here.now() - began
         index = self.spec.slice.index
-        return await self.here.beside(lambda: self._snapshots.save(index, found), Cost(bytes=4 * self._bytes)), stood
+        save = partial(self._snapshots.save, index, found)
+        try:
+            return await self.here.beside(save, Cost(bytes=4 * self._bytes)), stood
+        except RunError as error:  # whoever asks for the snapshot hears of it
+            return error
 
     def _judged(self, push: Push) -> tuple[Outcome, int | None]:
         """What becomes of a push; pure but for noting its number."""

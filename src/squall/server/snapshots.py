@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
+from squall.errors import RunError
 from squall.server.shard import Snapshot
 
 
@@ -16,6 +19,13 @@ class InMemory:
     def __init__(self, first: list[Snapshot], keep: int = 2) -> None:
         self._kept = [[snapshot] for snapshot in first]
         self._keep = keep
+
+    def __reduce__(self) -> NoReturn:
+        """Refuses to leave this process: a shard elsewhere would save into a copy that nobody reads."""
+        raise RunError(
+            "snapshots in memory cannot be sent to another process",
+            [("rule", "shards and driver look at the same ones"), ("to do", "OnDisk, in a folder that both see")],
+        )
 
     def newest(self, shard: int) -> Snapshot:
         """The last one that was saved whole."""

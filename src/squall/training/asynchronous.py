@@ -9,8 +9,9 @@ roles do stands in `squall.strategy.downpour`, where they live in `squall.engine
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ from typing import Any
 import torch
 
 from squall.cluster.program import Engine, Plan, Program
+from squall.errors import RunError
 from squall.optim.rules import RuleSpec
 from squall.recipe import Recipe
 from squall.records import Noted, Sink, Started, dotted
 from squall.run import arithmetic
 from squall.run.fingerprint import fingerprint
-from squall.run.leaving import how_to_go_on, left
+from squall.run.leaving import how_to_go_on, left, to_go_on
 from squall.run.result import Result
 from squall.run.signals import Signals
 from squall.server.disk import OnDisk
@@ -40,6 +42,7 @@ from squall.strategy.downpour import (
     Summary,
 )
 from squall.task import Task
+from squall.training.held_out import check_held_out
 from squall.training.journal import Journal
 from squall.training.progress import Progress
 from squall.training.roles import Built, Origin, make_gradients, make_measure
@@ -176,7 +179,8 @@ def train_asynchronously(
     """Trains by replicas and shards.
 
     Arguments:
-        task, recipe, out, sinks, data_root, trackers, started: as of `squall.train`.
+        task, recipe, out, sinks, data_root, trackers, started: as of `squall.train`. Without a folder the shards of
+            other processes keep their snapshots in a temporary one, which is gone afterwards.
         engine_at: gives the engine; `engine_name` for the records.
         shared: its roles live in this process.
 
@@ -190,9 +194,11 @@ def train_asynchronously(
     origin = Origin(recipe, task, (data_root or Path("data")).absolute())
     journal: Journal | None = None
     settings: arithmetic.Settings | None = None
-    signals, seconds = Signals(), 0.0
+    summary: Summary | None = None
+    signals, temporary = Signals(), ExitStack()
     try:
         built = Built(origin, "the driver")
+        check_held_out(built.task, recipe)
         settings = arithmetic.enter(built.spec, built.world.device)
         prints = fingerprint(built.spec, built.world.device)
         journal = Journal(out, recipe.name, built.spec, prints, sinks, recipe.checkpoint.keep)
@@ -202,10 +208,10 @@ def train_asynchronously(
         goes_on = journal.go_back(len(downpour.shards))
         number, seconds = goes_on or (0, 0.0)
         snapshots: OnDisk | InMemory
-        if journal.snapshots is None:
+        if shared and journal.snapshots is None:
             snapshots = InMemory(downpour.first_snapshots())
         else:
-            snapshots = journal.snapshots
+            snapshots = journal.snapshots or OnDisk(temporary.enter_context(_folder()))
             if goes_on is None:
                 snapshots.begin(downpour.first_snapshots())
         signals.listen()
@@ -217,18 +223,20 @@ def train_asynchronously(
                 dotted(recipe.model_dump(mode="json")),
             )
             asked = _Asked(signals, journal)
-            summary: Summary = engine.run(downpour.program(snapshots, number + 1, journal.carried), journal.hear, asked)
-        seconds = summary.seconds
+            summary = engine.run(downpour.program(snapshots, number + 1, journal.carried), journal.hear, asked)
+        assert summary is not None
         if summary.outcome == "stopped":
             settled = summary.values["minibatches"]["settled"]
-            raise left(signals.noted, f"stopped {asked.by} after minibatch {settled:,}", how_to_go_on(out))
-        _take_over(built, snapshots, len(downpour.shards))
-        return journal.finish(built.model, summary.values, seconds)
+            advice = to_go_on(out, journal.saved, settled, "minibatch") if out is not None else ""
+            raise left(signals.noted, f"stopped {asked.by} after minibatch {settled:,}", advice)
+        _take_over(built, snapshots, len(downpour.shards), summary.snapshot, how_to_go_on(out))
+        return journal.finish(built.model, summary.values, summary.seconds)
     except BaseException as error:
         if journal is not None and journal.begun:
-            journal.break_off(error, seconds)
+            journal.break_off(error, summary)
         raise
     finally:
+        temporary.close()
         signals.close()
         if journal is not None:
             journal.close()
@@ -236,9 +244,34 @@ def train_asynchronously(
             arithmetic.leave(settings)
 
 
-def _take_over(built: Built, snapshots: Snapshots, shards: int) -> None:
-    """Gives the driver's network what the shards hold."""
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """For the snapshots of a run that has no folder of its own."""
+    with tempfile.TemporaryDirectory(prefix="squall-server-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def _take_over(built: Built, snapshots: Snapshots, shards: int, number: int, advice: str) -> None:
+    """Gives the driver's network what the shards have saved at the end.
+
+    Arguments:
+        number: of the set that the program ended with.
+        advice: how to go on.
+
+    Raises:
+        RunError: a shard's snapshot of it cannot be read.
+    """
     found = [snapshots.newest(shard) for shard in range(shards)]
+    for shard, snapshot in enumerate(found):
+        if snapshot.number != number:
+            raise RunError(
+                f"the final weights of shard {shard} cannot be read",
+                [
+                    ("found", f"its newest whole snapshot is number {snapshot.number}"),
+                    ("rule", f"the run ended with number {number}"),
+                ],
+                advice,
+            )
     gradients = built.gradients()
     gradients.attach(torch.cat([snapshot.tensors["weights"] for snapshot in found]))
     gradients.set_counters(found[0].tensors["counters"].tolist())

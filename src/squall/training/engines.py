@@ -34,9 +34,12 @@ def engine_of(
         folder: the run's, for what roles write to standard error.
 
     Raises:
-        InputError: no such engine.
+        InputError: no such engine, or a cluster for the simulated one.
     """
     if name == "simulated":
+        if cluster or trust_cluster:
+            given = "cluster=" if cluster else "trust_cluster="
+            raise InputError(f"{given} with engine=simulated", [("rule", "simulated time needs no cluster")])
 
         @contextmanager
         def simulated(seconds: float) -> Iterator[Engine]:

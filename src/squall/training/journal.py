@@ -1,7 +1,7 @@
 """The folder of an asynchronous run, as its driver writes it: records, sets of snapshots, weights, result.
 
 The training's records and a set of snapshots are tied as records and checkpoints are: a set notes how long
-`records.jsonl` was, and a session that goes on from it cuts the file back to there.
+`records.jsonl` was when it was begun, and a session that goes on from it cuts the file back to there.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from squall.records import (
     Ended,
     EpochEnded,
     Noted,
+    Pushed,
     Record,
+    SaveBegan,
     Saved,
     SaveFailed,
     SessionBegan,
@@ -41,6 +43,7 @@ from squall.run.requests import Request, take_away, waiting
 from squall.run.result import Outcome, Result, cause
 from squall.run.spec import RunSpec
 from squall.server.disk import FOLDER, OnDisk
+from squall.strategy.downpour import Summary
 from squall.version import own_version
 
 _LOOK_S = 1.0
@@ -73,11 +76,13 @@ class Journal:
         self.path, self._name, self._spec, self._fingerprint = out, name, spec, fingerprint
         self.book = Book(sinks)
         self.begun = False
-        self._settled = 0
+        self._saved: int | None = None
+        self._settled, self._seconds = 0, 0.0
         self._folder = folder.Folder(out, goes_on=True) if out is not None else None
         self.snapshots = OnDisk(out / FOLDER, keep) if out is not None else None
         self._looked = 0.0
         self._body: dict[str, Any] | None = None
+        self._mark: dict[str, Any] = {}
 
     def go_back(self, shards: int) -> tuple[int, float] | None:
         """The newest whole set of snapshots and the seconds it was made at; None: the run begins."""
@@ -86,8 +91,14 @@ class Journal:
             return None
         number, self._body = found
         self.book.load(self._body["book"])
-        self._settled = int(self._body["settled"])
-        return number, float(self._body["seconds"])
+        self._saved = self._settled = int(self._body["settled"])
+        self._seconds = float(self._body["seconds"])
+        return number, self._seconds
+
+    @property
+    def saved(self) -> int | None:
+        """Minibatches in the newest set that is whole, from which the run would go on; None: there is none."""
+        return self._saved
 
     @property
     def carried(self) -> Mapping[str, Any] | None:
@@ -124,17 +135,22 @@ class Journal:
         if isinstance(record, EpochEnded):
             self.book.note_epoch(record)
             return
+        if isinstance(record, SaveBegan):
+            self._mark = {"records": self.book.length, "book": self.book.state()}
+            return
+        if isinstance(record, Pushed):
+            self._settled, self._seconds = record.settled, record.seconds
         self.book.emit(self._noted(record) if isinstance(record, Saved) else record)
 
     def _noted(self, saved: Saved) -> Record:
         """Ties a set of snapshots to the records; what came of that."""
         if self.snapshots is not None:
-            body = {"settled": saved.step, "seconds": saved.at, "tally": saved.tally, "book": self.book.state()}
+            body = {"settled": saved.step, "seconds": saved.at, "tally": saved.tally, **self._mark}
             try:
-                self.snapshots.note_whole(saved.number, {"records": self.book.length, **body})
+                self.snapshots.note_whole(saved.number, body)
             except OSError as error:
-                return SaveFailed(saved.step, error.strerror or str(error), self._settled or None)
-        self._settled = saved.step
+                return SaveFailed(saved.step, error.strerror or str(error), self._saved)
+        self._saved = saved.step
         return saved
 
     def request(self) -> Request | None:
@@ -148,7 +164,8 @@ class Journal:
         return found
 
     def finish(self, model: nn.Module, values: Mapping[str, Any], seconds: float) -> Result:
-        """Writes weights and result of a run that came to one."""
+        """Writes weights and result of a run that came to one; `values` holds what its program counted."""
+        self._settled = int(values["minibatches"]["settled"])
         sha256 = weights.sha256(model.named_parameters())
         if self.path is not None:
             tensors = {k: v for k, v in model.state_dict().items() if isinstance(v, torch.Tensor)}
@@ -174,11 +191,21 @@ class Journal:
         averages = {split: getattr(last, split) for split in ("train", "val", "test")} if last else {}
         return Result("finished", "", self.path, found, **averages)
 
-    def break_off(self, error: BaseException | None, seconds: float) -> None:
-        """Leaves word of an end without a result."""
+    def break_off(self, error: BaseException | None, summary: Summary | None) -> None:
+        """Leaves word of an end without a result.
+
+        Arguments:
+            error: what ended it.
+            summary: what its program came to; without one the numbers are those of the last push.
+        """
+        values: Mapping[str, Any] = {}
+        if summary is not None:
+            values, self._seconds = summary.values, summary.seconds
+            self._settled = int(values["minibatches"]["settled"])
         outcome: Outcome
         outcome, headline, advice = cause(error)
-        base = facts(self._name, outcome, self._spec, self._settled, self._fingerprint)
+        base = {**facts(self._name, outcome, self._spec, self._settled, self._fingerprint), **values}
+        seconds = self._seconds
         ended = Ended(
             outcome,
             advice,

@@ -14,8 +14,6 @@ import torch
 from torch import nn
 
 from squall.cluster.world import World, join
-from squall.data.augmented import augmented
-from squall.data.subset import Subset
 from squall.errors import InputError, SquallError, UserCodeError
 from squall.loop import Job
 from squall.optim.build import build
@@ -26,6 +24,8 @@ from squall.run.folder import clear
 from squall.run.placing import check_parameters
 from squall.strategy import STRATEGIES
 from squall.task import Task
+from squall.training.held_out import check_held_out
+from squall.training.lockstep import refuse
 from squall.training.parts import compose
 from squall.training.progress import Progress
 from squall.training.saved import write_recipe
@@ -58,12 +58,12 @@ def train(
         recipe: how to train.
         out: the run folder; None: nothing is written. A run in it that did not come to its end goes on from its
             newest whole checkpoint, in the middle of an epoch too.
-        world: the job's processes, if they have joined already.
+        world: of lock-step training: the job's processes, if they have joined already.
         sinks: called with every record, on rank 0; by default a line an epoch is printed, () prints nothing.
         data_root: folder of the data sets that the recipe names; by default ./data.
         trackers: "mlflow", "wandb": who gets the records too.
-        other_arithmetic: go on with a run that another arithmetic began; its bits are then others.
-        profile: write a trace of a few steps by torch's profiler into the folder, one file a rank.
+        other_arithmetic: of lock-step training: go on with a run that another arithmetic began, with other bits.
+        profile: of lock-step training: write a trace of a few steps by torch's profiler, one file a rank.
         started: how the command line was called, for `squall resume`.
         engine: of an asynchronous strategy: "ray" (the default), or "simulated".
         cluster: address of a Ray cluster that is running; by default a private one on this machine.
@@ -73,16 +73,18 @@ def train(
         The result, the same averages on every process; `.test["accuracy"]`.
 
     Raises:
-        InputError: a mistake in recipe, data or task.
+        InputError: a mistake in recipe, data, task or arguments; ranks of a job with an asynchronous strategy.
         UserCodeError: an exception in the task's own code.
         RunError: the run could not go on (diverged, a rank lost).
         KeyboardInterrupt, SystemExit: it was asked to stop, by Ctrl-C or by a signal, and is saved.
     """
     if recipe.strategy not in STRATEGIES:
+        lockstep = {"world=": world, "profile=": profile, "other_arithmetic=": other_arithmetic}
+        refuse(recipe, [name for name, value in lockstep.items() if value])
         return _by_roles(task, recipe, engine, cluster, trust_cluster, out, sinks, data_root, trackers, started)
-    if engine is not None or cluster is not None:
+    if given := [name for name, value in (("engine", engine), ("cluster", cluster)) if value is not None]:
         raise InputError(
-            f"engine={engine} with strategy={recipe.strategy}",
+            f"{given[0]}= with strategy={recipe.strategy}",
             [("rule", "an engine runs the roles of an asynchronous strategy"), ("to do", "strategy=downpour")],
         )
     owns_world = world is None
@@ -90,7 +92,7 @@ def train(
     run: Run | None = None
     try:
         task = task or compose(recipe, world, data_root or Path("data"))
-        _check_held_out(task, recipe)
+        check_held_out(task, recipe)
         if recipe.checkpoint.keep_best is not None and task.val is None:
             raise InputError(
                 f"checkpoint.keep_best={recipe.checkpoint.keep_best} without a validation set",
@@ -187,27 +189,6 @@ def _in_place(model: nn.Module, run: Run) -> nn.Module:
     if run.spec.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
-
-
-def _check_held_out(task: Task, recipe: Recipe) -> None:
-    """Refuses to validate on augmented samples: nobody but its author can turn the augmentation of an own set off.
-
-    Raises:
-        InputError: the samples that `data.val_samples` held out of it differ from epoch to epoch.
-    """
-    data, held = recipe.data, task.val
-    if data is None or not data.val_samples or ":" not in data.name or not isinstance(held, Subset):
-        return
-    index = augmented(held, recipe.seed, task.collate, "val")
-    if index is not None:
-        raise InputError(
-            f"data.val_samples={data.val_samples} would measure on augmented samples",
-            [
-                ("found", f"sample {held.ids[index]} of the training set is another one in each epoch"),
-                ("rule", "validation reads samples as they are, and a set of your own augments them itself"),
-                ("to do", f"data.val_samples=0, and a validation set from {data.name}: (train, val, test)"),
-            ],
-        )
 
 
 def _placed(error: UserCodeError, run: Run) -> UserCodeError:

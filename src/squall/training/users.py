@@ -114,16 +114,16 @@ def _framed(step: StepFunction, run: Around) -> StepFunction:
 
 
 def guarded(function: Callable[[], Any], at: str) -> Any:
-    """What a function of the user's gives; `at` says what it is where it raises."""
+    """What a function of the user's gives; `at` says what it is where it raises, or would end the process."""
     try:
         return function()
     except SquallError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise explained(error, at) from error
 
 
-def explained(error: Exception, at: str) -> SquallError:
+def explained(error: Exception | SystemExit, at: str) -> SquallError:
     """An exception out of users' code, or out of torch on its behalf."""
     operator, found, _ = str(error).partition(" does not have a deterministic implementation")
     if not found or not isinstance(error, RuntimeError):

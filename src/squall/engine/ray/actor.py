@@ -21,10 +21,11 @@ import os
 import random
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Coroutine, Generator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,14 +37,19 @@ import torch
 from squall.cluster.program import FREE, Cost, Plan, Promise, Role, Task
 from squall.engine.ray import memory
 from squall.engine.ray.alike import check, versions
-from squall.engine.ray.calls import Callers, Calls, Message, Peers
-from squall.engine.ray.output import write_to
+from squall.engine.ray.calls import Callers, Calls, Message, Peers, packed, unpacked
+from squall.engine.ray.output import heading, write_to
 from squall.engine.ray.sealed import Sealed
 from squall.errors import RunError, SquallError
 from squall.records import Record
 
+_SMALL_BYTES = 64 << 10
+"""Work that is done before another thread would have begun it."""
 _TRANSFERS = 64
 """Threads that wait for tensors from other machines, at most."""
+
+_RAISED = (Exception, SystemExit, KeyboardInterrupt)
+"""What a role may raise: the last two would end the event loop, and nobody would be told. Cancelling is none of it."""
 
 
 @dataclass(frozen=True)
@@ -125,14 +131,14 @@ class Host:
         failing.cancel()
         if self._error is not None:
             self._life.cancel()
-            return self._portable(self._error)
+            return self.portable(self._error)
         return self._life.result()
 
     async def _lived(self, make: Sealed) -> Any:
         try:
             self._peers = Peers(self.name, self._boot.namespace, self._boot.encrypted, self._transfers)
             where = f"{socket.gethostname()} ({self._peers.address})"
-            sys.stdout.write(f"{self.name}, incarnation {self.incarnation}: process {os.getpid()} on {where}\n")
+            sys.stdout.write(f"{heading(self.name)}{self.incarnation}: process {os.getpid()} on {where}\n")
             check(self.name, self._boot.versions, self._peers.address)
             self._callers = Callers(self._transfers)
             self._role: Role = make()
@@ -141,8 +147,8 @@ class Host:
             await self._role.begin()
             self._opened.set()
             return await self._role.main()
-        except Exception as error:
-            return self._portable(error)
+        except _RAISED as error:
+            return self.portable(error)
 
     async def opened(self) -> None:
         """Waits until the role has begun."""
@@ -158,27 +164,28 @@ class Host:
         await self._made.wait()
         return await self._callers.accept(caller, words, self._peers.address)
 
-    async def serve(self, message: Message) -> Any:
+    async def serve(self, call: bytes | Message) -> Any:
         """Answers a call: a value, or the error that the method raised."""
         await self._opened.wait()
+        message: Message = unpacked(call)
         if message.incarnation != self.incarnation:
             return Calls.ANOTHER
         try:
             async with self._callers.tensors(message) as tensors:
                 value = await getattr(self._role, message.method)(*message.values, **tensors)
-                return (value, tensors["into"].numpy()) if isinstance(message.into, np.ndarray) else value
+                return (value, tensors["into"].numpy()) if isinstance(message.into, np.ndarray) else packed(value)
         except SquallError as error:
-            return self._portable(error)
-        except Exception as error:
+            return self.portable(error)
+        except _RAISED as error:
             self.fail(error)
-            return self._portable(error)
+            return self.portable(error)
 
     async def ask(self, word: str, value: Any) -> None:
         """Hands over what the user asks for."""
         await self._opened.wait()
         try:
             await cast(Any, self._role).asked(word, value)
-        except Exception as error:
+        except _RAISED as error:
             self.fail(error)
 
     async def news(self, after: int, within: float) -> list[Record | Enlisted]:
@@ -194,7 +201,7 @@ class Host:
                 return []
         return list(self._news)
 
-    def _portable(self, error: BaseException) -> Calls.Raised:
+    def portable(self, error: BaseException) -> Calls.Raised:
         """An error as it can be sent: others' exceptions may not survive the journey."""
         if isinstance(error, SquallError):
             return Calls.Raised(error)
@@ -223,6 +230,7 @@ class _Here:
         self._host, self._peers, self._boot = host, peers, boot
         self._loop = asyncio.get_running_loop()
         self._compute = ThreadPoolExecutor(1, "compute", lambda: torch.set_num_threads(boot.threads))
+        self._computing, self._counting = 0, threading.Lock()
         self._beside = ThreadPoolExecutor(1, "beside")
         self._random = random.Random(host.incarnation)
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -234,10 +242,20 @@ class _Here:
         return self._random.random()
 
     async def compute(self, work: Callable[[], Any], cost: Cost = FREE) -> Any:
-        return await self._loop.run_in_executor(self._compute, work)
+        if not self._computing and not cost.minibatches and 0 < cost.bytes <= _SMALL_BYTES:
+            return self._done(work)  # in its turn: nothing waits before it
+        with self._counting:
+            self._computing += 1
+        future = self._compute.submit(self._done, work)
+        future.add_done_callback(self._computed)
+        return await asyncio.wrap_future(future)
+
+    def _computed(self, future: Future[Any]) -> None:
+        with self._counting:  # in the thread that computes, also when whoever waited for it has gone
+            self._computing -= 1
 
     async def beside(self, work: Callable[[], Any], cost: Cost = FREE) -> Any:
-        return await self._loop.run_in_executor(self._beside, work)
+        return await self._loop.run_in_executor(self._beside, self._done, work)
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -257,6 +275,8 @@ class _Here:
             await asyncio.wait(waits, timeout=within, return_when=asyncio.FIRST_COMPLETED)
         elif within is not None:
             await asyncio.sleep(within)
+        else:
+            raise ValueError("first_of() has nothing to wait for: give it a task, a promise or a time")
 
     def memory(self, num_elements: int, dtype: torch.dtype) -> torch.Tensor:
         return memory.window(num_elements, dtype)
@@ -272,6 +292,13 @@ class _Here:
 
     def dismiss(self, name: str) -> None:
         self._host.say(Enlisted(name, None))
+
+    def _done(self, work: Callable[[], Any]) -> Any:
+        """What work gives; `sys.exit()` in it is an error: as what it is, it would end the event loop."""
+        try:
+            return work()
+        except (SystemExit, KeyboardInterrupt) as error:
+            raise self._host.portable(error).error from error
 
 
 class _Started:

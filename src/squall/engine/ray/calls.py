@@ -5,6 +5,9 @@ machines a pair of its own carries the bytes while the call's values go through 
 own, of which it keeps one piece for each caller and size. Where the cluster's connections are encrypted, tensors go
 through Ray as well: Gloo's cannot be.
 
+A call and its answer cross Ray as bytes that are pickled here: Ray's own way for a value that is no bytes costs a fifth
+of a millisecond more. Both are this run's, and no more trusted than anything else that Ray carries between its roles.
+
 A caller asks a role where it is before it calls it, and again after a call was lost: an actor that Ray made again may
 be on another machine. The call names the incarnation that answered; a later one refuses it.
 """
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import pickle
 from collections.abc import AsyncIterator, Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -76,6 +80,20 @@ class Message:
     within: float
 
 
+def packed(value: Any) -> Any:
+    """A call, or its answer, as Ray is given it: bytes, unless a part of it is an array or something only Ray's pickle
+    knows, like a class of the user's script."""
+    try:
+        return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return value
+
+
+def unpacked(value: Any) -> Any:
+    """What was packed."""
+    return pickle.loads(value) if isinstance(value, bytes) else value
+
+
 class Peers:
     """The roles that one role calls.
 
@@ -123,7 +141,8 @@ class Peer:
         """As of `squall.cluster.program.Handle`."""
         deadline = DEADLINE_S if within is None else within
         try:
-            answer = await asyncio.wait_for(self._called(method, values, send, into, deadline), deadline)
+            async with asyncio.timeout(deadline):
+                answer = await self._called(method, values, send, into, deadline)
         except TimeoutError:
             self._forget()
             raise LateError(f"{self.name} did not answer {method} within {deadline:g} s") from None
@@ -148,7 +167,8 @@ class Peer:
         return await self._far(await self._connected(), message, send, into)
 
     async def _serve(self, message: Message) -> Any:
-        return await self._sent(self._actor.serve.remote(message))
+        arrays = isinstance(message.send, np.ndarray) or isinstance(message.into, np.ndarray)  # Ray shares their memory
+        return unpacked(await self._sent(self._actor.serve.remote(message if arrays else packed(message))))
 
     async def _near(self, message: Message, send: torch.Tensor | None, into: torch.Tensor | None) -> Any:
         """Tensors' places travel; what lies in no shared memory is copied into some, and back."""

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from squall.cluster.place import LOOPBACK
+from squall.engine.leftovers import TITLES
 from squall.engine.ray import surroundings
 from squall.engine.ray.admission import admitted, refused
 from squall.engine.ray.connection import connection, reason
@@ -34,7 +35,8 @@ from squall.units import megabytes
 
 _SHARED_MEMORY = Path("/dev/shm")
 _OBJECT_STORE = 75 << 20
-"""Bytes: the least that Ray accepts. What roles hand each other does not go through it."""
+"""Bytes: the least that Ray accepts. How roles are made goes through it, for a replica with the user's data sets;
+Ray keeps in its folder what does not fit. Tensors do not go through it, but where connections are encrypted."""
 
 _LONGEST_FOLDER = 36
 """Characters: a socket's path has at most 107, and Ray puts up to 68 behind its folder's."""
@@ -107,23 +109,29 @@ class Cluster:
             InputError: there is too little, or it is in use.
         """
         needed = {"CPU": cpus, "GPU": gpus}
-        nodes = self.nodes()
-        there = {"CPU": sum(node.cpus for node in nodes), "GPU": sum(node.gpus for node in nodes)}
+        there, _ = self.room()
         if not _holds(there, needed):
+            nodes = self.nodes()
             number = f"{len(nodes)} node{'' if len(nodes) == 1 else 's'}"
-            raise self._too_little(needed, what, f"{number} with {_text(there)}")
+            raise self._too_little(needed, what, f"{number} with {in_words(there)}")
         end = time.monotonic() + within
-        while not _holds(free := self._ray.available_resources(), needed):
+        while not _holds(free := self.room()[1], needed):
             if time.monotonic() > end:
-                raise self._too_little(needed, what, f"{_text(free)} free of {_text(there)}: others use the rest")
+                raise self._too_little(needed, what, f"{in_words(free)} free of {in_words(there)}: others use the rest")
             time.sleep(_POLL_S)
+
+    def room(self) -> tuple[dict[str, float], dict[str, float]]:
+        """What there is for roles in all, and what of it is free now."""
+        nodes, free = self.nodes(), self._ray.available_resources()
+        there = {"CPU": sum(node.cpus for node in nodes), "GPU": sum(node.gpus for node in nodes)}
+        return there, {name: free.get(name, 0.0) for name in there}
 
     def _too_little(self, needed: Mapping[str, float], what: str, found: str) -> InputError:
         return InputError(
             f"the Ray cluster at {self.address} has too little room",
             [
                 ("found", found),
-                ("needed", f"{_text(needed)} for {what}"),
+                ("needed", f"{in_words(needed)} for {what}"),
                 ("to do", "ask for fewer replicas or shards, or add nodes to the cluster"),
             ],
         )
@@ -133,7 +141,8 @@ def _holds(there: Mapping[str, float], needed: Mapping[str, float]) -> bool:
     return all(there.get(name, 0.0) >= least for name, least in needed.items())
 
 
-def _text(resources: Mapping[str, float]) -> str:
+def in_words(resources: Mapping[str, float]) -> str:
+    """Processors and GPUs."""
     return ", ".join(f"{resources.get(name, 0.0):g} {name}s" for name in ("CPU", "GPU"))
 
 
@@ -184,6 +193,7 @@ def _for_local(session: str) -> Iterator[None]:
     """What is true while a session of our own starts."""
     given = {
         **surroundings.QUIET,
+        **TITLES,  # Ray's agents would write theirs over the mark
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "PYTHONPATH": python_path(os.environ),

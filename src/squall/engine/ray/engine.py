@@ -7,6 +7,10 @@ the driver fetches; roles that it enlists or dismisses are made and ended here::
     ray.wait(lives of all roles, news of the chief; 0.2 s) --> ended?  failed?  died?  said?   asked?
 
 A role that takes its time is not waited for: what is built here knows deaths, and nothing else of how roles fare.
+
+What a machine lacks (memory, a module, the same versions) ends a program that is about to begin. Later, of a role that
+joins or is made again, it is a death as any other: the role is made once more, perhaps elsewhere, and if that does not
+help the program goes on without it, as long as another is there that does the same.
 """
 
 from __future__ import annotations
@@ -15,34 +19,43 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from squall.cluster.program import Plan, Program
-from squall.engine.ray.actor import Boot, Enlisted, Host
+from squall.cluster.program import Plan, Program, Role
+from squall.engine.ray.actor import Boot, Enlisted
 from squall.engine.ray.alike import lacking, versions
 from squall.engine.ray.calls import Calls
-from squall.engine.ray.cluster import Cluster
-from squall.engine.ray.sealed import seal
-from squall.errors import RunError
-from squall.records import Record
+from squall.engine.ray.cluster import Cluster, in_words
+from squall.engine.ray.making import Maker, Needs, unplaced
+from squall.engine.ray.output import last_lines
+from squall.errors import InputError, RunError, SquallError
+from squall.records import Noted, Record
 
 _LOOK_S = 0.2
 _NEWS_S = 5.0
-_CALLS_AT_ONCE = 1000
 
 _DEATHS, _EARLY_S = 5, 10.0
 """A role that dies so often in a row, each time within so many seconds of having begun, will not get better."""
 
+_PAUSE_S = 1.0
+"""Before a role is made again that could not be made; twice as long each further time."""
+
 _FREES_S = 10.0
 """Until the name of a role that was ended can be used again."""
 
-_LAST_LINES = 8
+_WAITS_S = 5.0
+"""After which it is said that a role waits for room."""
 
-_SOME_BYTES = 1
-"""Of memory, of which every machine has: Ray does not heed where a role is wanted that takes nothing."""
+_LATER_S = 60.0
+"""After which roles that others do not need to begin with are made, whatever the others do."""
+
+_ALIKE = ("replica",)
+"""Kinds of roles of which each does what another could."""
+
+_LAST_LINES = 8
 
 
 @dataclass
@@ -50,22 +63,31 @@ class _Life:
     """A role as the driver knows it.
 
     Attributes:
-        content: how it is made, in Ray's memory.
-        waking: the call that ends when there is a process again after a death; None: there is.
+        plan: of it; how it is made is in Ray's memory, as `content`.
+        since: when it was to have a process, or has to be made.
+        actor: None: it is still to be made.
+        waking: the call that ends when there is a process; None: there is.
         living: the call that ends with the role; None: it is dead.
         opening: the call that ends when it has begun; None: it has.
         began: when it had begun; None: it has not.
+        lived: it had begun once.
         deaths: in a row, each early.
+        said: what was said last of why it cannot be made.
+        waits: it was said that it waits for room.
     """
 
     plan: Plan
     content: Any
-    actor: Any
+    since: float
+    actor: Any = None
     waking: Any = None
     living: Any = None
     opening: Any = None
     began: float | None = None
+    lived: bool = False
     deaths: int = 0
+    said: str = ""
+    waits: bool = False
 
 
 class OnRay:
@@ -92,19 +114,20 @@ class OnRay:
     ) -> None:
         import ray
 
-        self._ray, self._cluster, self._logs, self._by_value, self._own = ray, cluster, logs, by_value, own
+        self._ray, self._cluster, self._logs, self._own = ray, cluster, logs, own
         paths = tuple(str(Path(path).absolute()) for path in sys.path)
         where = str(logs.absolute()) if logs else None
-        self._boot = Boot(
+        boot = Boot(
             cluster.namespace, began, time.time(), where, cluster.tls, threads, paths, versions(), str(Path.cwd())
         )
+        self._maker = Maker(cluster, boot, by_value, own)
         self._lives: dict[str, _Life] = {}
         self._incarnations: dict[str, int] = {}
-        self._sealed: dict[int, tuple[Plan, Any]] = {}
+        self._first: frozenset[str] = frozenset()
+        self._others: Needs = 0.0, 0.0
         self._later: dict[str, Plan] = {}
         self._chief = ""
-        self._dealt = 0
-        self._host = ray.remote(Host)
+        self._sink: Callable[[Record], None] = lambda _: None
 
     def run(
         self,
@@ -123,12 +146,13 @@ class OnRay:
         cpus = 0.0 if self._own else sum(plan.cpus for plan in plans)
         self._cluster.require(cpus, sum(plan.gpus for plan in plans), what)
         try:
-            self._chief = program.chief
+            self._chief, self._first, self._sink = program.chief, frozenset(program.roles), sink
+            self._others = self._maker.free()[0]
             for name, plan in program.roles.items():
                 if plan.urgent:
                     self._make(name, plan)
             self._later = {name: plan for name, plan in program.roles.items() if not plan.urgent}
-            return self._followed(sink, asked)
+            return self._followed(asked)
         finally:
             for life in self._lives.values():
                 self._kill(life)
@@ -136,8 +160,8 @@ class OnRay:
 
     # -- what happens -----------------------------------------------------------------------------------------
 
-    def _followed(self, sink: Callable[[Record], None], asked: Callable[[], Sequence[tuple[str, Any]]]) -> Any:
-        chief = self._chief
+    def _followed(self, asked: Callable[[], Sequence[tuple[str, Any]]]) -> Any:
+        chief, later_at = self._chief, time.monotonic() + _LATER_S
         heard, news = 0, self._lives[chief].actor.news.remote(0, _NEWS_S)
         while True:
             waking, living, opening = (
@@ -149,34 +173,40 @@ class OnRay:
                 if reference is news:
                     said = self._got(news)
                     heard += len(said)
-                    self._hear(said, sink)
+                    self._hear(said)
                     news = self._lives[chief].actor.news.remote(heard, _NEWS_S)
                 elif reference in waking:
                     self._note_awake(waking[reference], reference)
                 elif reference in opening:
                     self._note_begun(opening[reference], reference)
                 elif self._ended(living[reference], reference):
-                    self._hear(self._got(self._lives[chief].actor.news.remote(heard, 0.0)), sink)
+                    self._hear(self._got(self._lives[chief].actor.news.remote(heard, 0.0)))
                     return self._ray.get(reference)
             for word, value in asked():
                 self._lives[chief].actor.ask.remote(word, value)
-            if self._later and all(life.began is not None or life.deaths for life in self._lives.values()):
-                for name, plan in self._later.items():
+            begun = all(life.began is not None or life.deaths for life in self._lives.values())
+            if begun or time.monotonic() > later_at:
+                later, self._later = self._later, {}
+                for name, plan in later.items():
                     self._make(name, plan)
-                self._later = {}
+            for name, life in list(self._lives.items()):
+                if life.actor is None:
+                    self._try_to_make(name, life)
+            self._say_who_waits()
 
     def _note_awake(self, name: str, reference: Any) -> None:
         life = self._lives.get(name)
         if life is None or life.waking != reference:
             return  # dismissed meanwhile
-        life.waking = None
+        life.waking, life.waits = None, False
+        if life.living is not None:
+            return  # it was never dead: what is wrong with it `living` says
         try:
             self._ray.get(reference)
         except self._ray.exceptions.RayActorError as error:
-            if error.actor_init_failed:
-                raise lacking(name, "", str(error)) from None
-            raise RunError(f"the role {name} died", [("found", _reason(error)), *self._last_words(name)]) from None
-        self._enliven(name, life)
+            self._unmade(name, life, error)
+        else:
+            self._enliven(name, life)
 
     def _note_begun(self, name: str, reference: Any) -> None:
         life = self._lives.get(name)
@@ -185,7 +215,7 @@ class OnRay:
         life.opening = None
         with suppress(self._ray.exceptions.RayActorError):  # it died: `living` says so, too
             self._ray.get(reference)
-            life.began = time.monotonic()
+            life.began, life.lived = time.monotonic(), True
 
     def _ended(self, name: str, reference: Any) -> bool:
         """Looks at a role whose life came to an end; whether the program is over, as the chief's `main` is.
@@ -195,39 +225,106 @@ class OnRay:
             RunError: it died, and is not made again.
         """
         life = self._lives.get(name)
-        if life is None:
-            return False  # dismissed meanwhile
+        if life is None or life.living != reference:
+            return False  # dismissed meanwhile, or made again
         try:
             value = self._ray.get(reference)
         except self._ray.exceptions.RayActorError as error:
             self._died(name, life, error)
             return False
         except self._ray.exceptions.RayTaskError as error:
-            raise lacking(name, error.ip or "", str(error)) from None
-        if isinstance(value, Calls.Raised):
+            self._lacks(name, life, lacking(name, error.ip or "", str(error)))
+            return False
+        if not isinstance(value, Calls.Raised):
+            return True
+        if not isinstance(value.error, InputError) or life.began is not None:
             raise value.error
-        return True
+        self._lacks(name, life, value.error)
+        return False
 
     def _died(self, name: str, life: _Life, error: BaseException) -> None:
-        if getattr(error, "actor_init_failed", False):
-            raise lacking(name, "", str(error)) from None
-        found = [("found", _reason(error)), *self._last_words(name)]
-        if name == self._chief or not life.plan.restarts:
-            raise RunError(f"the role {name} died", found) from None
+        if name == self._chief or not life.plan.restarts or getattr(error, "actor_init_failed", False):
+            self._unmade(name, life, error)
+            return
         early = life.began is None or time.monotonic() - life.began < _EARLY_S
         life.deaths = life.deaths + 1 if early else 1
         if life.deaths >= _DEATHS:
             rule = (
                 f"a role that dies is started again, but not if it dies {_DEATHS} times in a row, soon after it began"
             )
-            raise RunError(f"the role {name} dies again and again", [*found, ("rule", rule)]) from None
+            found = [("found", _reason(error)), *self._last_words(name), ("rule", rule)]
+            self._give_up(name, life, RunError(f"the role {name} dies again and again", found))
+            return
         life.began = life.living = life.opening = None
+        life.since = time.monotonic()
         life.waking = life.actor.awake.options(max_task_retries=-1).remote()
 
-    def _hear(self, said: Sequence[Record | Enlisted], sink: Callable[[Record], None]) -> None:
+    def _unmade(self, name: str, life: _Life, error: BaseException) -> None:
+        """Ray will not make a role again: what it is made of cannot be imported, or it had only one life."""
+        if getattr(error, "actor_init_failed", False):
+            self._lacks(name, life, lacking(name, "", str(error)))
+        else:
+            found = [("found", _reason(error)), *self._last_words(name)]
+            self._give_up(name, life, RunError(f"the role {name} died", found))
+
+    def _lacks(self, name: str, life: _Life, error: InputError) -> None:
+        """A role's machine has not what it takes.
+
+        Raises:
+            InputError: that, where the role is one of those that the program begins with.
+        """
+        if not life.plan.restarts or (name in self._first and not life.lived):
+            raise error
+        self._kill(life)
+        pause = _PAUSE_S * 2**life.deaths
+        life.deaths += 1
+        if life.deaths >= _DEATHS:
+            self._give_up(name, life, error)
+            return
+        self._say(life, f"{name} cannot be made, and will be tried again: {_in_a_line(error)}")
+        life.actor = life.waking = life.living = life.opening = life.began = None
+        life.since = time.monotonic() + pause
+
+    def _give_up(self, name: str, life: _Life, error: SquallError) -> None:
+        """The program goes on without a role, if there is another like it.
+
+        Raises:
+            SquallError: there is none.
+        """
+        kind = life.plan.kind
+        alike = [other for other in self._lives.values() if other is not life and other.plan.kind == kind]
+        if kind not in _ALIKE or not life.plan.restarts or not alike:
+            raise error
+        self._kill(self._lives.pop(name))
+        self._say(life, f"the run goes on without {name}: {_in_a_line(error)}")
+
+    def _say_who_waits(self) -> None:
+        """Says which roles have no process because there is no room for them."""
+        needs = {name: self._maker.needs(life.plan) for name, life in self._lives.items() if life.actor is not None}
+        starting = sorted((life.since, name) for name, life in self._lives.items() if life.waking is not None)
+        late = time.monotonic() - _WAITS_S
+        if not any(since < late and any(needs[name]) and not self._lives[name].waits for since, name in starting):
+            return
+        used, free, found = self._maker.free()
+        there = [needs[name] for name, life in self._lives.items() if name in needs and life.waking is None]
+        cpus, gpus = (used[kind] - self._others[kind] - sum(each[kind] for each in there) for kind in (0, 1))
+        for name in unplaced([(name, needs[name]) for _, name in starting], (cpus, gpus), free):
+            life = self._lives[name]
+            if life.since < late and not life.waits:
+                life.waits = True
+                takes = in_words(dict(zip(("CPU", "GPU"), needs[name], strict=True)))
+                self._sink(Noted(f"{name} waits for room: it takes {takes}; {found}"))
+
+    def _say(self, life: _Life, text: str) -> None:
+        """Says something of a role, once."""
+        if text != life.said:
+            life.said = text
+            self._sink(Noted(text))
+
+    def _hear(self, said: Sequence[Record | Enlisted]) -> None:
         for news in said:
             if isinstance(news, Record):
-                sink(news)
+                self._sink(news)
             elif news.plan is not None and news.name not in self._lives:
                 self._make(news.name, news.plan)
             elif news.plan is None and news.name in self._lives:
@@ -246,68 +343,37 @@ class OnRay:
         if self._logs is None:
             return []
         path = self._logs / f"{name}.log"
-        try:
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:]
-        except OSError:
-            return []
+        lines = last_lines(path, name, _LAST_LINES)
         return [("last lines", "\n".join(lines)), ("log", str(path))] if lines else []
 
     # -- actors -----------------------------------------------------------------------------------------------
 
     def _make(self, name: str, plan: Plan) -> None:
-        content = self._content(plan)
-        options: dict[str, Any] = {
-            "name": name,
-            "namespace": self._cluster.namespace,
-            "num_cpus": 0.0 if self._own else plan.cpus,
-            "num_gpus": plan.gpus,
-            "memory": _SOME_BYTES,
-            "max_restarts": -1 if plan.restarts else 0,
-            "max_concurrency": _CALLS_AT_ONCE,
-            "scheduling_strategy": self._placed(plan),
-        }
-        actor = self._named(self._host.options(**options), name)
-        self._lives[name] = _Life(plan, content, actor)
-        self._enliven(name, self._lives[name])
+        content = self._maker.content(plan)
+        life = self._lives[name] = _Life(replace(plan, make=Role), content, time.monotonic())
+        self._try_to_make(name, life)
 
-    def _content(self, plan: Plan) -> Any:
-        """How a role is made, pickled once for all that are made so."""
-        if id(plan) not in self._sealed:
-            self._sealed[id(plan)] = plan, self._ray.put(seal(plan.make, self._by_value))
-        return self._sealed[id(plan)][1]
-
-    def _named(self, host: Any, name: str) -> Any:
-        end = time.monotonic() + _FREES_S
-        while True:
-            try:
-                return host.remote(name, self._boot)
-            except ValueError:  # one of that name was dismissed just now
-                if time.monotonic() > end:
-                    raise
-            time.sleep(_LOOK_S)
+    def _try_to_make(self, name: str, life: _Life) -> None:
+        if (now := time.monotonic()) < life.since:
+            return
+        life.actor = self._maker.actor(name, life.plan)
+        if life.actor is not None:
+            life.since = now
+            life.waking = life.actor.awake.remote()
+            self._enliven(name, life)
+        elif now > life.since + _FREES_S:
+            found = f"an actor of that name, which was ended, is still there after {_FREES_S:g} s"
+            self._give_up(name, life, RunError(f"the role {name} cannot be made again", [("found", found)]))
 
     def _enliven(self, name: str, life: _Life) -> None:
         self._incarnations[name] = self._incarnations.get(name, 0) + 1
         life.living = life.actor.live.remote(life.content, self._incarnations[name], name == self._chief)
         life.opening = life.actor.opened.remote()
 
-    def _placed(self, plan: Plan) -> Any:
-        """Roles that compute go where there is room; those that take no processor are dealt out over the machines,
-        beginning with the driver's, and go elsewhere only when theirs is dead."""
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        if plan.beside_driver:
-            return NodeAffinitySchedulingStrategy(self._cluster.node_id, soft=False)
-        if plan.cpus or plan.gpus:
-            return "SPREAD"
-        nodes = [node.id for node in self._cluster.nodes()]
-        first, dealt = nodes.index(self._cluster.node_id), self._dealt
-        self._dealt += 1
-        return NodeAffinitySchedulingStrategy(nodes[(first + dealt) % len(nodes)], soft=True)
-
     def _kill(self, life: _Life) -> None:
-        with suppress(self._ray.exceptions.RayError):
-            self._ray.kill(life.actor)
+        if life.actor is not None:
+            with suppress(self._ray.exceptions.RayError):
+                self._ray.kill(life.actor)
 
 
 def _reason(error: BaseException) -> str:
@@ -320,3 +386,8 @@ def _reason(error: BaseException) -> str:
             if word in line:
                 return line[:300]
     return type(error).__name__
+
+
+def _in_a_line(error: SquallError) -> str:
+    """What an error says is wrong."""
+    return ": ".join([error.headline, *(text.partition("\n")[0] for label, text in error.rows if label == "found")])

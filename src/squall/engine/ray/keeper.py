@@ -9,8 +9,9 @@ the signals that ask a job to leave. It holds a descriptor of the driver, and th
                                    the driver is gone without a word: clears at once
 
 To clear is to end whatever has the mark and to remove the folder. The mark is a variable of the environment, which
-Ray's processes inherit from each other (`leftovers`); the driver has it not, since others see its environment as it was
-when it was started. It is the keeper that clears in every case: a second Ctrl-C cannot interrupt it.
+Ray's processes inherit from each other, and may not write their titles over (`leftovers`); the driver has it not, since
+others see its environment as it was when it was started. It is the keeper that clears in every case: a second Ctrl-C
+cannot interrupt it.
 """
 
 from __future__ import annotations

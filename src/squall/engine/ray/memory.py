@@ -24,6 +24,7 @@ import mmap
 import os
 import secrets
 import threading
+import time
 import weakref
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ _SPARE_BYTES = 128 << 20
 """Left free: what the kernel says is available is an estimate, and it kills where that was wrong."""
 _MOST_MAPPED = 1024
 """Windows of others that stay mapped for their next use."""
+_LOOK_S = 1.0
+"""After which `attach` looks again whether they have ended: a link each is read for that."""
 
 
 class GoneError(RunError):
@@ -77,6 +80,7 @@ class _Window:
 _lock = threading.RLock()  # a window may end, by the garbage collector, in a thread that holds it
 _windows: dict[int, _Window] = {}  # by address
 _mapped: OrderedDict[tuple[int, int, str], torch.Tensor] = OrderedDict()
+_looked = 0.0
 
 
 def window(num_elements: int, dtype: torch.dtype) -> torch.Tensor:
@@ -123,7 +127,8 @@ def describe(tensor: torch.Tensor) -> Place | None:
 def attach(place: Place) -> torch.Tensor:
     """The tensor at a place, as a vector; what is written into it, its owner sees.
 
-    A window stays mapped for its next use, until its end is noticed: at the next `attach`, `window` or `release`.
+    A window stays mapped for its next use, until its end is noticed: by the next `window` or `release`, or by the first
+    `attach` of any window after `_LOOK_S`.
 
     Raises:
         GoneError: the owner died, or no tensor of it refers to the window any more.
@@ -140,8 +145,10 @@ def attach(place: Place) -> torch.Tensor:
     key = (place.pid, place.fd, place.word)
     with _lock:
         whole = _mapped.get(key)
-        if whole is None or not _alive(key):
+        if whole is None or not _alive(key) or time.monotonic() > _looked + _LOOK_S:
             release()
+            whole = _mapped.get(key)
+        if whole is None:
             whole = _mapped[key] = _map(key)
             if len(_mapped) > _MOST_MAPPED:
                 _mapped.popitem(last=False)
@@ -151,7 +158,9 @@ def attach(place: Place) -> torch.Tensor:
 
 def release() -> None:
     """Unmaps the windows of others that have ended."""
+    global _looked
     with _lock:
+        _looked = time.monotonic()
         for key in [key for key in _mapped if not _alive(key)]:
             del _mapped[key]
 

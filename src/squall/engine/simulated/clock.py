@@ -46,11 +46,6 @@ class Future:
         else:
             self._callbacks.append(callback)
 
-    @property
-    def watched(self) -> bool:
-        """Whether anybody waits for it."""
-        return bool(self._callbacks)
-
     def __await__(self) -> Generator[Future, None, Any]:
         if not self.done:
             yield self
@@ -143,16 +138,20 @@ class Task(Future):
     Arguments:
         clock: which it waits on.
         coroutine: of a role.
-        failed: called with the task if it ends with an error that nobody waits for.
+        failed: called with the task if it ends with an error that nobody awaits.
     """
 
-    __slots__ = ("_clock", "_coroutine", "_failed", "ended")
+    __slots__ = ("_awaited", "_clock", "_coroutine", "_failed", "ended")
 
     def __init__(self, clock: Clock, coroutine: Coroutine[Any, Any, Any], failed: Callable[[Task], None]) -> None:
         super().__init__()
         self._clock, self._coroutine, self._failed = clock, coroutine, failed
-        self.ended = False
+        self.ended = self._awaited = False
         clock.soon(self._go_on)
+
+    def __await__(self) -> Generator[Future, None, Any]:
+        self._awaited = True
+        return super().__await__()
 
     def end(self) -> None:
         """Ends it where it stands, as a killed process would: nothing of it runs any more."""
@@ -168,9 +167,8 @@ class Task(Future):
         except StopIteration as stop:
             self.resolve(stop.value)
         except Exception as error:
-            watched = self.watched
             self.resolve(error=error)
-            if not watched and not self.ended:
+            if not self._awaited and not self.ended:
                 self._failed(self)
         else:
             waits_for.then(lambda: self._clock.soon(self._go_on))

@@ -46,7 +46,7 @@ class Simulated:
         costs: what work and messages take.
         faults: what goes wrong, and when.
         seed: of everything that happens by chance.
-        began: virtual time at the start, of a program that goes on.
+        began: seconds of the run at the start, of a program that goes on.
         stragglers: kinds of roles that may be slow for good.
         most_events: after which a program is given up, so that a test that never ends says so.
 
@@ -83,7 +83,7 @@ class Simulated:
 
     @property
     def now(self) -> float:
-        """Since the program began."""
+        """Of the run."""
         return self._clock.now
 
     def run(
@@ -98,11 +98,12 @@ class Simulated:
             self._begin(name, plan)
         for fault in self._faults:
             if fault.kind == "kill":
-                self._clock.at(fault.at, partial(self._struck, fault))
-        end = self._lives[program.chief].end
+                self._schedule(fault)
+        end, look = self._lives[program.chief].end, 0
         try:
             while not end.done and self._error is None:
-                if not self._clock.events % _LOOK_EVERY:
+                if self._clock.events >= look:
+                    look = self._clock.events + _LOOK_EVERY
                     for word, value in asked():
                         self._ask(word, value)
                 if self._clock.events >= self._most_events or not self._clock.advance():
@@ -133,6 +134,13 @@ class Simulated:
         value = await life.role.main()
         if life.name == self._chief:
             life.end.resolve(value)
+
+    def _schedule(self, fault: Fault) -> None:
+        """A kill that is to come; of those before this session only what they left is seen: who died for good."""
+        if fault.at >= self.now:
+            self._clock.at(fault.at, partial(self._struck, fault))
+        elif fault.lasts == inf and fault.role != self._chief:
+            self._struck(fault)
 
     def _struck(self, fault: Fault) -> None:
         life = self._lives.get(fault.role)
@@ -206,7 +214,7 @@ class Simulated:
 
     def _carry(self, sender: str, receiver: str, num_bytes: int, arrive: Callable[[], None]) -> None:
         """One message, with what goes wrong on its way."""
-        on = [f for f in self._faults if f.role in (sender, receiver) and f.at <= self.now < f.at + (f.lasts or 0.0)]
+        on = [f for f in self._faults if f.role in (sender, receiver) and f.is_on(self.now)]
         if any(fault.kind == "drop" for fault in on):
             self.note("drops", sender, receiver)
             return
@@ -247,7 +255,7 @@ class Simulated:
         """How long work takes on the machine of a role, now."""
         slow = life.slowness
         for fault in self._faults:
-            if fault.kind == "slow" and fault.role == life.name and 0 <= self.now - fault.at < (fault.lasts or 0.0):
+            if fault.kind == "slow" and fault.role == life.name and fault.is_on(self.now):
                 slow *= fault.by
         return self._network.seconds(cost) * slow
 

@@ -148,6 +148,8 @@ class _Here:
         return Future()
 
     async def first_of(self, *tasks: Started[Any] | Promise, within: float | None = None) -> None:
+        if not tasks and within is None:
+            raise ValueError("first_of() has nothing to wait for: give it a task, a promise or a time")
         any_of = Future()
         for task in tasks:
             cast(Future, task).then(any_of.resolve)

@@ -12,7 +12,6 @@ epoch is then still under way, and delays nobody.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,20 +19,20 @@ from typing import Any
 from squall.checkpoint.spec import CheckpointSpec
 from squall.cluster.program import Plan, Promise, Role, Task
 from squall.data.order import Order
-from squall.errors import DivergedError, RunError
+from squall.errors import RunError
 from squall.optim.lr import Rate
-from squall.records import EpochEnded, Noted, Pushed, Resized, RoleChanged, Saved, SaveFailed
+from squall.records import Noted, Pushed, Resized, RoleChanged, SaveBegan, Saved, SaveFailed
 from squall.server.client import shard_name, until_answered
 from squall.server.leases import Pool
 from squall.server.messages import Ask, Holdings, Lease, Settled, Unit
+from squall.strategy.downpour.epochs import Epoch
 from squall.strategy.downpour.members import Member, Members
-from squall.strategy.downpour.tally import Epoch, Tally
+from squall.strategy.downpour.tally import Tally
 
 _ANSWER_S = 10.0  # that a question may stay open before it is answered "nothing now"
 _LOOK_S = 1.0
-_SLOW = (
-    4.0  # times the usual duration: a unit as old as that is computed by an idle replica too; one is asked for ahead
-)
+_SLOW = 4.0
+"""Times the usual duration: a unit as old as that is computed by an idle replica too; one is asked for ahead."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +97,12 @@ class Coordinator(Role):
         self.spec = spec
         order = spec.order
         self._pool = Pool(order.steps_per_epoch, order.num_steps, before=spec.warm_start)
-        self._tally = Tally(spec.shards, order.num_steps)
+        self._tally = Tally(spec.shards, order)
         self._members = Members(spec.replicas)
         self._waiting: list[Promise] = []
         self._stopping = ""
         self._measuring: Task[None] | None = None
+        self._unmeasured: dict[int, Epoch] = {}
         self._saving: Task[RunError | None] | None = None
         self._kept: int | None = None
         self._snapshot = spec.first_snapshot - 1
@@ -113,15 +113,20 @@ class Coordinator(Role):
         """Asks the shards what they hold."""
         held = await self._holdings()
         self._pool.restore([holdings.states for holdings in held], self.spec.push_every)
-        self._tally.restore(held)
-        if self.spec.carried is not None:
-            self._tally.load(self.spec.carried)
-        self._epochs = self._pool.settled // self.spec.order.steps_per_epoch
+        carried = self.spec.carried
+        self._tally.restore(held, carried)
         self._saved_at = self.here.now(), self._pool.settled
-        self._epoch = Epoch(self.here.now())
+        epochs = [Epoch.of(state) for state in carried["epochs"]] if carried is not None else [Epoch(self.here.now())]
+        *ended, self._epoch = epochs
+        self._epochs = carried["epochs_told"] if carried is not None else 0
+        self._unmeasured = dict(enumerate(ended, self._epochs))
+        self._epochs += len(ended)
 
     async def main(self) -> Summary:
         """Runs until all minibatches are settled, or somebody asked to stop and replicas have handed theirs in."""
+        for epoch in self._unmeasured:  # of the session before
+            self._measure(epoch)
+        self._end_epochs()
         while not self._is_over():
             changed = self._changed()
             await self.here.first_of(changed, within=_LOOK_S)
@@ -135,19 +140,22 @@ class Coordinator(Role):
         if failed is not None:
             raise failed
         values = self._tally.values(await self._holdings(), self._pool)
-        return Summary("stopped" if self._stopping else "finished", self._snapshot, values, self.here.now())
+        outcome = "finished" if self._pool.over else "stopped"
+        return Summary(outcome, self._snapshot, values, self.here.now())
 
     # -- what replicas ask ------------------------------------------------------------------------------------
 
     async def lease(self, ask: Ask) -> Lease:
         """Takes a replica's report and answers with its next unit."""
         now, name = self.here.now(), ask.sender.name
+        is_new = self._members.is_new(ask.sender, ask.number)
         member, change = self._members.heard(ask.sender, now)
         if change:
             self.here.emit(RoleChanged(now, name, change))
             self._hand_back(name)
-        if member is None:  # it is dead, or thought to be; what it has done is done
-            self._settle(ask)
+        if member is None:  # it is dead, or has left; what it has done is done
+            if is_new:
+                self._settle(ask)
             return Lease(None, over=True)
         if ask.number <= member.asked:
             return await self._answered_before(member, ask)
@@ -157,7 +165,8 @@ class Coordinator(Role):
         if member.asked == ask.number:
             member.answer = lease
             member.answered.keep()
-        if member.leaving and not ask.wanted and self._members.get(name) is member:
+        goes = member.leaving or not (self._stopping or self._pool.over)
+        if goes and not ask.wanted and self._members.get(name) is member:
             self._leave(name)
         return lease
 
@@ -205,17 +214,12 @@ class Coordinator(Role):
             self._wake()
 
     def _note(self, name: str, settled: Settled) -> None:
-        now, order = self.here.now(), self.spec.order
+        now = self.here.now()
         first = self._pool.settle(settled.unit)
         self._note_restarts(settled)
         self._tally.add(name, settled, first)
         if not first:
             return
-        if not math.isfinite(settled.loss):
-            raise DivergedError(
-                f"the loss is {settled.loss} at minibatch {settled.unit.first} of {order.num_steps}, on {name}",
-                [("to do", "a smaller lr.base, a warm start (downpour.warm_start=1ep), or fewer replicas")],
-            )
         member = self._members.get(name)
         if member is not None:
             member.durations = [*member.durations[-8:], settled.seconds / settled.unit.count]
@@ -236,8 +240,7 @@ class Coordinator(Role):
             )
         )
         self._epoch.add(settled)
-        while self._pool.settled >= (self._epochs + 1) * order.steps_per_epoch:
-            self._end_epoch()
+        self._end_epochs()
 
     def _note_restarts(self, settled: Settled) -> None:
         for index, receipt in enumerate(settled.receipts):
@@ -246,7 +249,7 @@ class Coordinator(Role):
 
     async def _count_losses(self, index: int) -> None:
         """A shard came back with a snapshot: which minibatches does it no longer hold?"""
-        holdings = await self._call(index, "holdings")
+        holdings = await self._until_answered(shard_name(index), "holdings")
         lost = self._tally.restarted(index, holdings)
         self.here.emit(RoleChanged(self.here.now(), shard_name(index), "restarted", lost))
 
@@ -269,58 +272,48 @@ class Coordinator(Role):
         before = self._members.wanted
         joining, unheard = self._members.resize(wanted)
         for name in joining:
-            assert self.spec.replica is not None
-            self.here.enlist(name, self.spec.replica)
+            self._enlist(name)
         for name in unheard:
             self.here.dismiss(name)
         self.here.emit(Resized(self.here.now(), wanted, before))
         self.here.emit(Noted(f"from now on {wanted} replica{'' if wanted == 1 else 's'}; there were {before}"))
 
+    def _enlist(self, name: str) -> None:
+        assert self.spec.replica is not None
+        self.here.enlist(name, self.spec.replica)
+
     def _leave(self, name: str) -> None:
-        self._members.leave(name)
+        wanted = self._members.leave(name)  # again, by somebody who asked while it was on its way out
         self._hand_back(name)
         self.here.emit(RoleChanged(self.here.now(), name, "left"))
         self.here.dismiss(name)
+        if wanted:
+            self._enlist(name)
 
     def _usual_duration(self) -> float:
         return self._members.usual_duration(_LOOK_S)
 
     # -- epochs, snapshots, the end ---------------------------------------------------------------------------
 
-    def _end_epoch(self) -> None:
-        epoch, self._epochs = self._epochs, self._epochs + 1
-        ended, self._epoch = self._epoch, Epoch(self.here.now())
-        seconds = self.here.now()
-        before = self._measuring
+    def _end_epochs(self) -> None:
+        while self._pool.settled >= (self._epochs + 1) * self.spec.order.steps_per_epoch:
+            now, epoch = self.here.now(), self._epochs
+            self._epoch.over, self._unmeasured[epoch] = now, self._epoch
+            self._epochs, self._epoch = epoch + 1, Epoch(now)
+            self._measure(epoch)
 
-        async def measure() -> None:
-            if before is not None:
-                await before
-            val: dict[str, float] = {}
-            test: dict[str, float] = {}
-            if self.spec.evaluator is not None:
-                val, test = await self._until_answered(self.spec.evaluator, "measure", epoch)
-            self.here.emit(self._ended(ended, epoch, seconds, val, test))
+    def _measure(self, epoch: int) -> None:
+        self._measuring = self.here.start(self._measured(epoch, self._measuring))
 
-        self._measuring = self.here.start(measure())
-
-    def _ended(
-        self, ended: Epoch, epoch: int, seconds: float, val: dict[str, float], test: dict[str, float]
-    ) -> EpochEnded:
-        spent, last = max(seconds - ended.began, 1e-9), (epoch + 1) * self.spec.order.steps_per_epoch - 1
-        return EpochEnded(
-            epoch=epoch,
-            step=last,
-            train_loss=ended.loss / max(ended.count, 1e-12),
-            lr=self.spec.rate.at_step(self.spec.order, last),
-            samples_per_second=ended.samples / spent,
-            spent={"compute": ended.took - ended.stalled, "communication": ended.stalled},
-            seconds=seconds,
-            evaluation=self.here.now() - seconds,
-            train={name: total / max(count, 1e-12) for name, (total, count) in ended.metrics.items()},
-            val=val,
-            test=test,
-        )
+    async def _measured(self, epoch: int, before: Task[None] | None) -> None:
+        val: dict[str, float] = {}
+        test: dict[str, float] = {}
+        if self.spec.evaluator is not None:
+            val, test = await self._worked(self.spec.evaluator, "measure", epoch)
+        if before is not None:
+            await before  # epochs are told in their order
+        spec, ended = self.spec, self._unmeasured.pop(epoch)
+        self.here.emit(ended.record(epoch, spec.order, spec.rate, self.here.now(), val, test))
 
     def _save_if_due(self) -> None:
         rule, order = self.spec.checkpoint, self.spec.order
@@ -344,8 +337,9 @@ class Coordinator(Role):
             What kept one from it: a full disk is no reason to stop.
         """
         self._snapshot += 1
-        number, began, settled, tally = self._snapshot, self.here.now(), self._pool.settled, self._tally.state()
-        self._saved_at = began, settled
+        number, began, settled = self._snapshot, self.here.now(), self._pool.settled
+        self._saved_at, tally = (began, settled), self._state()
+        self.here.emit(SaveBegan(number))
         tasks = [self.here.start(self._snapshot_of(index, number)) for index in range(self.spec.shards)]
         answers = [await task for task in tasks]
         for error in answers:
@@ -359,9 +353,15 @@ class Coordinator(Role):
         self.here.emit(Saved(settled, max(stood for _, stood in found), now - began, num_bytes, number, now, tally))
         return None
 
+    def _state(self) -> dict[str, Any]:
+        """What a later session begins with: counts, how many epochs are told, and the sums of those that are not."""
+        epochs = [*self._unmeasured.values(), self._epoch]
+        told = self._epochs - len(self._unmeasured)
+        return {**self._tally.state(), "epochs_told": told, "epochs": [epoch.state() for epoch in epochs]}
+
     async def _snapshot_of(self, index: int, number: int) -> tuple[int, float] | RunError:
         try:
-            found: tuple[int, float] = await self._call(index, "snapshot", number)
+            found: tuple[int, float] = await self._worked(shard_name(index), "snapshot", number)
         except RunError as error:
             return error
         return found
@@ -375,11 +375,16 @@ class Coordinator(Role):
         )
 
     async def _holdings(self) -> list[Holdings]:
-        tasks = [self.here.start(self._call(index, "holdings")) for index in range(self.spec.shards)]
+        shards = map(shard_name, range(self.spec.shards))
+        tasks = [self.here.start(self._until_answered(shard, "holdings")) for shard in shards]
         return [await task for task in tasks]
 
-    async def _call(self, shard: int, method: str, *values: Any) -> Any:
-        return await self._until_answered(shard_name(shard), method, *values)
+    async def _worked(self, name: str, method: str, *values: Any) -> Any:
+        """A call of what may take long: made again for as long as its role says that it is at it."""
+        while True:
+            found = await self._until_answered(name, method, *values)
+            if found is not None:
+                return found
 
     async def _until_answered(self, name: str, method: str, *values: Any) -> Any:
         handle = self.here.handle(name)

@@ -1,7 +1,8 @@
 """The evaluator: measures the server's model, as it is at that moment, while the replicas go on.
 
 What is measured is what the shards hold, weights and merged buffers, never a replica's copy: that is the model that the
-run saves, and no replica has it.
+run saves, and no replica has it. Weights are fetched when they are asked to be measured, and wait in line where
+measuring takes longer than an epoch: each epoch's numbers are of its own weights, up to `_MOST_COPIES` epochs behind.
 """
 
 from __future__ import annotations
@@ -11,13 +12,19 @@ from dataclasses import dataclass
 
 import torch
 
-from squall.cluster.program import Role
+from squall.cluster.program import Promise, Role, Task
 from squall.server.client import Client
 from squall.server.layout import Layout, Slice
 
 Averages = tuple[dict[str, float], dict[str, float]]
 Measure = Callable[[torch.Tensor, list[int]], Averages]
 """(vector, counters) -> averages on the validation set and on the test set."""
+
+ANSWER_S = 10.0
+"""That a question may stay open before it is answered "not yet"."""
+
+_MOST_COPIES = 4
+"""Of the weights; beyond, who is next in line fetches its own later."""
 
 
 @dataclass(frozen=True)
@@ -44,24 +51,33 @@ class Evaluator(Role):
         """Builds the network and opens the sets."""
         layout = self.spec.layout
         self._measure = await self.here.compute(self._make)
-        self._weights = torch.zeros(layout.size, dtype=layout.dtype)
         self._client = Client(self.here, self.spec.slices, layout.dtype, self.spec.patience)
-        self._epoch = -1
+        self._measuring: dict[int, Task[Averages]] = {}
+        self._copies, self._line = 0, self.here.promise()
+        self._line.keep()
 
-    async def measure(self, epoch: int) -> Averages:
-        """The server's model now: averages on the validation set and on the test set.
+    async def measure(self, epoch: int) -> Averages | None:
+        """The server's model as it is when this is first asked: averages on the validation set and on the test set.
 
-        It may take longer than a call; one that asks again for the same epoch waits for the same answer.
+        None while it is at it; one that asks again for the same epoch gets the same answer.
         """
-        if epoch != self._epoch:
-            self._epoch, self._measuring = epoch, self.here.start(self._measured())
-        return await self._measuring
+        if epoch not in self._measuring:
+            before, self._line = self._line, self.here.promise()
+            self._measuring[epoch] = self.here.start(self._measured(before, self._line))
+        task = self._measuring[epoch]
+        await self.here.first_of(task, within=ANSWER_S)
+        return await task if task.done else None
 
-    async def _measured(self) -> Averages:
+    async def _measured(self, before: Promise, fetched: Promise) -> Averages:
+        """`before` says that the client is free; so does `fetched`, to the next."""
+        await before
         found = await self._client.fetch()
-
-        def work() -> Averages:
-            self._client.take(self._weights)
-            return self._measure(self._weights, list(found[0].counters))
-
-        return await self.here.compute(work)
+        weights = torch.empty(self.spec.layout.size, dtype=self.spec.layout.dtype)
+        await self.here.beside(lambda: self._client.take(weights))
+        self._copies += 1
+        if self._copies < _MOST_COPIES:
+            fetched.keep()
+        measured = await self.here.compute(lambda: self._measure(weights, list(found[0].counters)))
+        self._copies -= 1
+        fetched.keep()
+        return measured

@@ -45,6 +45,8 @@ class Members:
 
     wanted: int
     _there: dict[str, Member] = field(default_factory=dict)
+    _left: dict[str, int] = field(default_factory=dict)  # which incarnation did
+    _asked: dict[Sender, int] = field(default_factory=dict)
     _named: int = 0
 
     def __post_init__(self) -> None:
@@ -70,6 +72,8 @@ class Members:
         """
         member = self._there.get(sender.name)
         change = ""
+        if sender.incarnation <= self._left.get(sender.name, -1):
+            return None, ""
         if member is None:
             taken = {other.part for other in self}
             part = next(part for part in range(len(taken) + 1) if part not in taken)
@@ -82,6 +86,13 @@ class Members:
         self._there[sender.name] = member
         member.heard, member.silent = now, False
         return member, change
+
+    def is_new(self, sender: Sender, number: int) -> bool:
+        """Whether this is the first time that a question of a replica came."""
+        new = number > self._asked.get(sender, 0)
+        if new:
+            self._asked[sender] = number
+        return new
 
     def fall_silent(self, before: float) -> list[Member]:
         """Those that were last heard before a time, and were not known to be silent."""
@@ -109,9 +120,10 @@ class Members:
         unheard = [name for name in map(_name, range(wanted, self._named)) if name not in self._there]
         return joining, unheard
 
-    def leave(self, name: str) -> None:
-        """One is gone for good."""
-        del self._there[name]
+    def leave(self, name: str) -> bool:
+        """One is gone for good; says whether another of its name is wanted."""
+        self._left[name] = self._there.pop(name).incarnation
+        return name in map(_name, range(self.wanted))
 
     def usual_duration(self, unknown: float) -> float:
         """Seconds of a minibatch, the median of late."""

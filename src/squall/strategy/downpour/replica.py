@@ -17,6 +17,7 @@ The client of Dean et al. 2012 (appendix, algorithm 1), with what the paper leav
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +27,7 @@ import torch
 
 from squall.cluster.program import Cost, Role, Task
 from squall.data.order import Order
+from squall.errors import DivergedError
 from squall.optim.lr import Rate
 from squall.server.client import Client, until_answered
 from squall.server.gradients import Gradients, Sums
@@ -157,6 +159,12 @@ class Replica(Role):
             self._scratch = torch.zeros_like(total)
         gradient = total if first else self._scratch
         found = self._gradients.compute(minibatch, self._weights, self._counters, gradient)
+        if not math.isfinite(found.loss):  # before it reaches a shard
+            at = f"minibatch {minibatch} of {self.spec.order.num_steps}, on {self.here.name}"
+            raise DivergedError(
+                f"the loss is {found.loss} at {at}",
+                [("to do", "a smaller lr.base, a warm start (downpour.warm_start=1ep), or fewer replicas")],
+            )
         if not first:
             total[:ours].add_(gradient[:ours])
         if self.spec.fetch_every > 1 and (rate := self.spec.local_rate(minibatch)):  # else the next fetch undoes it
