@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 520, 320, 62, 16, 34, 64
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 520, 340, 62, 16, 34, 84
 COLOURS = ("#1f6fb4", "#c2501e", "#3a8a3f", "#7a4fa3")
 
 
@@ -60,10 +60,10 @@ def chart(title: str, x: Axis, y: Axis, lines: Sequence[Line]) -> str:
             path = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
             out.append(f'<polyline points="{path}" fill="none" stroke="{line.colour}" stroke-width="2"{dash} />')
             out += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3" fill="{line.colour}" />' for a, b in places]
-        left = LEFT + number * (right - LEFT) / len(lines)
+        left, low = LEFT + number % 2 * (right - LEFT) / 2, HEIGHT - 30 + number // 2 * 18
         out.append(
-            f'<line x1="{left:.0f}" y1="{HEIGHT - 12}" x2="{left + 22:.0f}" y2="{HEIGHT - 12}" stroke="{line.colour}"'
-            f' stroke-width="2"{dash} /><text x="{left + 27:.0f}" y="{HEIGHT - 8}">{escape(line.name)}</text>'
+            f'<line x1="{left:.0f}" y1="{low}" x2="{left + 22:.0f}" y2="{low}" stroke="{line.colour}"'
+            f' stroke-width="2"{dash} /><text x="{left + 27:.0f}" y="{low + 4}">{escape(line.name)}</text>'
         )
     return "\n".join(out)
 
