@@ -75,13 +75,14 @@ class SeenReplica(Replica):
 
 
 class SlowEvaluator(Evaluator):
-    """An evaluator that takes as long as so many minibatches."""
+    """An evaluator that takes as long as so many minibatches, and as others to begin."""
 
-    def __init__(self, spec: EvaluatorSpec, make: Callable[[], Measure], minibatches: float) -> None:
+    def __init__(self, spec: EvaluatorSpec, make: Callable[[], Measure], minibatches: float, begins_for: float) -> None:
         super().__init__(spec, make)
-        self._minibatches = minibatches
+        self._minibatches, self._begins_for = minibatches, begins_for
 
     async def begin(self) -> None:
+        await self.here.compute(lambda: None, Cost(self._begins_for))
         await super().begin()
         here: Any = self.here
         compute, cost = here.compute, Cost(self._minibatches)
@@ -138,6 +139,7 @@ class Job:
     step: Callable[[nn.Module, Any], Any] = step
     measure: Measure = lambda weights, counters: ({}, {})
     measured_for: float = 0.0  # minibatches that it takes as long as
+    begins_for: float = 0.0
     first_snapshot: int = 1
     carried: Mapping[str, Any] | None = None
     applied: dict[int, list[tuple[Push, torch.Tensor]]] = field(default_factory=lambda: defaultdict(list))
@@ -194,7 +196,7 @@ class Job:
         if self.evaluates:
             evaluator = EvaluatorSpec(self.layout, self.slices)
             roles["evaluator"] = Plan(
-                partial(SlowEvaluator, evaluator, lambda: self.measure, self.measured_for), "evaluator"
+                partial(SlowEvaluator, evaluator, lambda: self.measure, self.measured_for, self.begins_for), "evaluator"
             )
         spec = CoordinatorSpec(
             order=self.order,

@@ -22,8 +22,9 @@ def total(weights: torch.Tensor, counters: list[int]) -> Any:
     return {}, {"total": float(weights.double().sum())}
 
 
-def test_an_epoch_is_measured_with_its_own_weights_also_where_measuring_is_slower() -> None:
-    job = Job(epochs=5, evaluates=True, measure=total, measured_for=15.0)  # an epoch has 12
+@pytest.mark.parametrize(("measured_for", "begins_for"), [(15.0, 0.0), (1.0, 50.0)])  # an epoch has 12
+def test_an_epoch_is_measured_with_its_own_weights(measured_for: float, begins_for: float) -> None:
+    job = Job(epochs=5, evaluates=True, measure=total, measured_for=measured_for, begins_for=begins_for)
     job.run()
     assert [record.epoch for record in epochs(job)] == list(range(5))
     for record in epochs(job):

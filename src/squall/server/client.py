@@ -179,6 +179,15 @@ async def until_answered(
         await here.sleep(PAUSE_S)
 
 
+async def worked(here: Here, name: str, method: str, *values: Any, patience: float) -> Any:
+    """A call of what may take long: its role answers None while it is at it, and is asked again."""
+    handle = here.handle(name)
+    while True:
+        found = await until_answered(here, name, lambda: handle.call(method, *values), patience)
+        if found is not None:
+            return found
+
+
 def shard_name(index: int) -> str:
     """The role of a shard."""
     return f"shard-{index}"

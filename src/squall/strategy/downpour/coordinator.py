@@ -22,10 +22,10 @@ from squall.data.order import Order
 from squall.errors import RunError
 from squall.optim.lr import Rate
 from squall.records import Noted, Pushed, Resized, RoleChanged, SaveBegan, Saved, SaveFailed
-from squall.server.client import shard_name, until_answered
+from squall.server.client import shard_name, until_answered, worked
 from squall.server.leases import Pool
 from squall.server.messages import Ask, Holdings, Lease, Settled, Unit
-from squall.strategy.downpour.epochs import Epoch
+from squall.strategy.downpour.epochs import Epochs
 from squall.strategy.downpour.members import Member, Members
 from squall.strategy.downpour.tally import Tally
 
@@ -101,39 +101,29 @@ class Coordinator(Role):
         self._members = Members(spec.replicas)
         self._waiting: list[Promise] = []
         self._stopping = ""
-        self._measuring: Task[None] | None = None
-        self._unmeasured: dict[int, Epoch] = {}
         self._saving: Task[RunError | None] | None = None
         self._kept: int | None = None
         self._snapshot = spec.first_snapshot - 1
         self._saved_at = (0.0, 0)
-        self._epochs = 0
 
     async def begin(self) -> None:
         """Asks the shards what they hold."""
         held = await self._holdings()
         self._pool.restore([holdings.states for holdings in held], self.spec.push_every)
-        carried = self.spec.carried
+        spec, carried = self.spec, self.spec.carried
         self._tally.restore(held, carried)
         self._saved_at = self.here.now(), self._pool.settled
-        epochs = [Epoch.of(state) for state in carried["epochs"]] if carried is not None else [Epoch(self.here.now())]
-        *ended, self._epoch = epochs
-        self._epochs = carried["epochs_told"] if carried is not None else 0
-        self._unmeasured = dict(enumerate(ended, self._epochs))
-        self._epochs += len(ended)
+        self._epochs = Epochs(self.here, spec.order, spec.rate, spec.evaluator, spec.patience, carried)
 
     async def main(self) -> Summary:
         """Runs until all minibatches are settled, or somebody asked to stop and replicas have handed theirs in."""
-        for epoch in self._unmeasured:  # of the session before
-            self._measure(epoch)
-        self._end_epochs()
+        self._epochs.start(self._pool.settled, self._wake)
         while not self._is_over():
             changed = self._changed()
             await self.here.first_of(changed, within=_LOOK_S)
             self._look_for_the_silent()
             self._save_if_due()
-        if self._measuring is not None:
-            await self._measuring
+        await self._epochs.told()
         if self._saving is not None:
             await self._saving
         failed = await self._save()
@@ -200,7 +190,7 @@ class Coordinator(Role):
     def _found(self, member: Member, ask: Ask) -> Unit | None:
         """What there is for a replica to do."""
         pool, name, now = self._pool, member.name, self.here.now()
-        if not pool.warm and not self._members.leads(name):
+        if (not pool.warm and not self._members.leads(name)) or self._epochs.wait(pool):
             return None
         unit = pool.lease(name, member.part, self._members.wanted, ask.wanted, now)
         if unit is None and ask.patient:
@@ -239,8 +229,7 @@ class Coordinator(Role):
                 settled=self._pool.settled,
             )
         )
-        self._epoch.add(settled)
-        self._end_epochs()
+        self._epochs.add(settled, self._pool.settled)
 
     def _note_restarts(self, settled: Settled) -> None:
         for index, receipt in enumerate(settled.receipts):
@@ -293,27 +282,7 @@ class Coordinator(Role):
     def _usual_duration(self) -> float:
         return self._members.usual_duration(_LOOK_S)
 
-    # -- epochs, snapshots, the end ---------------------------------------------------------------------------
-
-    def _end_epochs(self) -> None:
-        while self._pool.settled >= (self._epochs + 1) * self.spec.order.steps_per_epoch:
-            now, epoch = self.here.now(), self._epochs
-            self._epoch.over, self._unmeasured[epoch] = now, self._epoch
-            self._epochs, self._epoch = epoch + 1, Epoch(now)
-            self._measure(epoch)
-
-    def _measure(self, epoch: int) -> None:
-        self._measuring = self.here.start(self._measured(epoch, self._measuring))
-
-    async def _measured(self, epoch: int, before: Task[None] | None) -> None:
-        val: dict[str, float] = {}
-        test: dict[str, float] = {}
-        if self.spec.evaluator is not None:
-            val, test = await self._worked(self.spec.evaluator, "measure", epoch)
-        if before is not None:
-            await before  # epochs are told in their order
-        spec, ended = self.spec, self._unmeasured.pop(epoch)
-        self.here.emit(ended.record(epoch, spec.order, spec.rate, self.here.now(), val, test))
+    # -- snapshots, the end ---------------------------------------------------------------------------
 
     def _save_if_due(self) -> None:
         rule, order = self.spec.checkpoint, self.spec.order
@@ -355,13 +324,13 @@ class Coordinator(Role):
 
     def _state(self) -> dict[str, Any]:
         """What a later session begins with: counts, how many epochs are told, and the sums of those that are not."""
-        epochs = [*self._unmeasured.values(), self._epoch]
-        told = self._epochs - len(self._unmeasured)
-        return {**self._tally.state(), "epochs_told": told, "epochs": [epoch.state() for epoch in epochs]}
+        return {**self._tally.state(), **self._epochs.state()}
 
     async def _snapshot_of(self, index: int, number: int) -> tuple[int, float] | RunError:
         try:
-            found: tuple[int, float] = await self._worked(shard_name(index), "snapshot", number)
+            found: tuple[int, float] = await worked(
+                self.here, shard_name(index), "snapshot", number, patience=self.spec.patience
+            )
         except RunError as error:
             return error
         return found
@@ -378,13 +347,6 @@ class Coordinator(Role):
         shards = map(shard_name, range(self.spec.shards))
         tasks = [self.here.start(self._until_answered(shard, "holdings")) for shard in shards]
         return [await task for task in tasks]
-
-    async def _worked(self, name: str, method: str, *values: Any) -> Any:
-        """A call of what may take long: made again for as long as its role says that it is at it."""
-        while True:
-            found = await self._until_answered(name, method, *values)
-            if found is not None:
-                return found
 
     async def _until_answered(self, name: str, method: str, *values: Any) -> Any:
         handle = self.here.handle(name)

@@ -56,6 +56,9 @@ class Evaluator(Role):
         self._copies, self._line = 0, self.here.promise()
         self._line.keep()
 
+    async def ready(self) -> None:
+        """Says that it has begun."""
+
     async def measure(self, epoch: int) -> Averages | None:
         """The server's model as it is when this is first asked: averages on the validation set and on the test set.
 
