@@ -14,6 +14,7 @@ from squall.cluster.fault import Costs, Fault
 from squall.cluster.program import CallError, Cost, LateError, LostError, Plan, Program, Role
 from squall.engine.simulated import Simulated
 from squall.errors import RunError
+from squall.records import Noted, Record
 
 EVEN = Costs(minibatch=1.0, spread=0.0, stragglers=0.0, latency=0.001, bandwidth=1e9, server=1e9)
 
@@ -340,3 +341,12 @@ def test_calls_of_one_caller_overtake_each_other() -> None:
         return sums == sorted(sums)
 
     assert {run(body, seed=seed)[0] for seed in range(20)} == {True, False}
+
+
+def test_faults_that_come_too_late_are_told() -> None:
+    records: list[Record] = []
+    faults = [Fault("slow", "counter", 0.0), Fault("kill", "counter", 500.0), Fault("drop", "counter", 600.0)]
+    roles = {"counter": Plan(Counter, "counter")}
+    Simulated(EVEN, faults).run(Program(roles, "counter"), records.append)
+    (note,) = [record.text for record in records if isinstance(record, Noted)]
+    assert note.startswith("2 faults were for later than the end of the run")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -40,7 +42,8 @@ def explain(
     from squall.explain import model_facts
 
     explanation = explain_(wish.recipe, model_facts(_network(wish), wish.recipe.optimizer), total, processes_)
-    print(json.dumps(explanation.to_json()) if json_ else explanation.text())
+    told = replace(explanation, last_line=" ".join(["try: squall train", target, *map(quote, overrides or [])]))
+    print(json.dumps(told.to_json()) if json_ else told.text())
 
 
 def _network(wish: Target) -> nn.Module:

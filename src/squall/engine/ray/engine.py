@@ -257,6 +257,7 @@ class OnRay:
             return
         life.began = life.living = life.opening = None
         life.since = time.monotonic()
+        self._sink(Noted(f"{name} died, and Ray starts it again: {_reason(error)}"))
         life.waking = life.actor.awake.options(max_task_retries=-1).remote()
 
     def _unmade(self, name: str, life: _Life, error: BaseException) -> None:

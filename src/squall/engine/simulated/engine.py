@@ -25,7 +25,7 @@ from squall.engine.simulated.clock import Clock, Future, Task
 from squall.engine.simulated.life import Call, Life, Message, copied, num_bytes_of
 from squall.engine.simulated.network import Network
 from squall.errors import RunError, SquallError
-from squall.records import Record
+from squall.records import Noted, Record
 
 DEADLINE_S = 30.0
 """Of a call that names none."""
@@ -110,6 +110,9 @@ class Simulated:
                     raise self._stalled()
             if self._error is not None:
                 raise self._error
+            if ahead := sum(fault.at > self.now for fault in self._faults):
+                many = "one fault was" if ahead == 1 else f"{ahead} faults were"
+                self._sink(Noted(f"{many} for later than the end of the run, at {self.now:.1f} s, and did not happen"))
             return end.value
         finally:
             for life in self._lives.values():
