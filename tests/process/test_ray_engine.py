@@ -62,7 +62,9 @@ def test_a_newcomer_is_tried_again_until_it_can_be_made(ran: Callable[[str], dic
 def test_without_the_last_replica_or_a_shard_nothing_goes_on(ran: Callable[[str], dict[str, Any]], name: str) -> None:
     found = ran(name)
     assert "InputError: too little memory" in found["value"]
-    assert len(found["noted"]) == 1
+    died, lacking = found["noted"]
+    assert "died, and Ray starts it again" in died
+    assert "cannot be made, and will be tried again" in lacking
 
 
 def test_who_joins_again_is_sent_once(ran: Callable[[str], dict[str, Any]]) -> None:
