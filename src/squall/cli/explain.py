@@ -38,11 +38,11 @@ def explain(
             f"how many training samples has {target}?",
             [("found", "no data set to count"), ("to do", "--samples N, or --data DIR where the set lies")],
         )
+    from squall.explain import PLAN, model_facts
     from squall.explain import explain as explain_
-    from squall.explain import model_facts
 
     explanation = explain_(wish.recipe, model_facts(_network(wish), wish.recipe.optimizer), total, processes_)
-    told = replace(explanation, last_line=" ".join(["try: squall train", target, *map(quote, overrides or [])]))
+    told = replace(explanation, last_line=PLAN.format(name=" ".join([target, *map(quote, overrides or [])])))
     print(json.dumps(told.to_json()) if json_ else told.text())
 
 

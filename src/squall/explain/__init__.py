@@ -5,7 +5,7 @@ of `squall.data.order.Order`, the rate is that of `squall.optim.lr.Rate`, the pa
 `squall.reduce.tree`: what is printed is what a run does.
 """
 
-from squall.explain.explanation import Explanation, explain
+from squall.explain.explanation import PLAN, Explanation, explain
 from squall.explain.facts import ModelFacts, model_facts
 
-__all__ = ["Explanation", "ModelFacts", "explain", "model_facts"]
+__all__ = ["PLAN", "Explanation", "ModelFacts", "explain", "model_facts"]

@@ -108,7 +108,7 @@ def explain(recipe: Recipe, facts: ModelFacts, num_samples: int, processes: int 
         notes=(*_notes(recipe, order), *own_notes),
         warnings=(*_warnings(recipe, order), *own_warnings),
         numbers=numbers,
-        last_line=PLAN.format(name=recipe.name, workers=recipe.virtual_workers),
+        last_line=PLAN.format(name=recipe.name),
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from squall.cluster.program import CallError, Here, LateError
+from squall.cluster.program import CallError, Here, LateError, Task
 from squall.errors import RunError
 from squall.server.layout import Slice
 from squall.server.messages import Fetch, Fetched, Push, Receipt, Sender
@@ -24,6 +24,9 @@ T = TypeVar("T")
 
 PAUSE_S = 0.2
 """Before a call is made again."""
+
+NOT_YET_S = 10.0
+"""That a question may stay open before it is answered "not yet"."""
 
 ANSWER_S = 30.0
 """That a call with a tensor has, besides what its bytes take."""
@@ -179,8 +182,14 @@ async def until_answered(
         await here.sleep(PAUSE_S)
 
 
+async def so_far(here: Here, task: Task[T]) -> T | None:
+    """The answer to a call of what may take long, by the role that does it; None while it is at it."""
+    await here.first_of(task, within=NOT_YET_S)
+    return await task if task.done else None
+
+
 async def worked(here: Here, name: str, method: str, *values: Any, patience: float) -> Any:
-    """A call of what may take long: its role answers None while it is at it, and is asked again."""
+    """A call of what may take long: its role answers `so_far`, and is asked again."""
     handle = here.handle(name)
     while True:
         found = await until_answered(here, name, lambda: handle.call(method, *values), patience)

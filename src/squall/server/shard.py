@@ -28,13 +28,11 @@ from squall.data.order import Order
 from squall.errors import RunError
 from squall.optim.lr import Rate
 from squall.optim.rules import RuleSpec, ServerRule
+from squall.server.client import so_far
 from squall.server.layout import Slice
 from squall.server.messages import Fetch, Fetched, Holdings, Outcome, Push, Receipt, Version
 
 APPLIED, DROPPED = 1, 2
-
-_ANSWER_S = 10.0
-"""That a question may stay open before it is answered "not yet"."""
 
 
 @dataclass
@@ -174,8 +172,7 @@ class Shard(Role):
         """
         if number != self._saved:
             self._saved, self._saving = number, self.here.start(self._save(number))
-        await self.here.first_of(self._saving, within=_ANSWER_S)
-        found = await self._saving if self._saving.done else None
+        found = await so_far(self.here, self._saving)
         if isinstance(found, RunError):
             raise found
         return found

@@ -5,8 +5,8 @@ machines a pair of its own carries the bytes while the call's values go through 
 own, of which it keeps one piece for each caller and size. Where the cluster's connections are encrypted, tensors go
 through Ray as well: Gloo's cannot be.
 
-A call and its answer cross Ray as bytes that are pickled here: Ray's own way for a value that is no bytes costs a fifth
-of a millisecond more. Both are this run's, and no more trusted than anything else that Ray carries between its roles.
+A call and its answer cross Ray as bytes that are pickled here, which Ray passes on as they are. Both are this run's, no
+more trusted than anything else that Ray carries between its roles.
 
 A caller asks a role where it is before it calls it, and again after a call was lost: an actor that Ray made again may
 be on another machine. The call names the incarnation that answered; a later one refuses it.

@@ -282,7 +282,7 @@ class Coordinator(Role):
     def _usual_duration(self) -> float:
         return self._members.usual_duration(_LOOK_S)
 
-    # -- snapshots, the end ---------------------------------------------------------------------------
+    # -- snapshots, the end -----------------------------------------------------------------------------------
 
     def _save_if_due(self) -> None:
         rule, order = self.spec.checkpoint, self.spec.order

@@ -13,15 +13,12 @@ from dataclasses import dataclass
 import torch
 
 from squall.cluster.program import Promise, Role, Task
-from squall.server.client import Client
+from squall.server.client import Client, so_far
 from squall.server.layout import Layout, Slice
 
 Averages = tuple[dict[str, float], dict[str, float]]
 Measure = Callable[[torch.Tensor, list[int]], Averages]
 """(vector, counters) -> averages on the validation set and on the test set."""
-
-ANSWER_S = 10.0
-"""That a question may stay open before it is answered "not yet"."""
 
 _MOST_COPIES = 4
 """Of the weights; beyond, who is next in line fetches its own later."""
@@ -67,9 +64,7 @@ class Evaluator(Role):
         if epoch not in self._measuring:
             before, self._line = self._line, self.here.promise()
             self._measuring[epoch] = self.here.start(self._measured(before, self._line))
-        task = self._measuring[epoch]
-        await self.here.first_of(task, within=ANSWER_S)
-        return await task if task.done else None
+        return await so_far(self.here, self._measuring[epoch])
 
     async def _measured(self, before: Promise, fetched: Promise) -> Averages:
         """`before` says that the client is free; so does `fetched`, to the next."""
