@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from squall.task import Task
     from squall.training import train
     from squall.training.saved import load
+    from squall.training.solver import minimize
 
 _WHERE = {
     "Loss": "squall.metrics",
@@ -29,10 +30,25 @@ _WHERE = {
     "load": "squall.training.saved",
     "lr": "squall.optim.lr",
     "mean": "squall.metrics",
+    "minimize": "squall.training.solver",
     "train": "squall.training",
 }
 
-__all__ = ["Loss", "Recipe", "Result", "Run", "Task", "gather", "load", "lr", "mean", "metrics", "train", "verify"]
+__all__ = [
+    "Loss",
+    "Recipe",
+    "Result",
+    "Run",
+    "Task",
+    "gather",
+    "load",
+    "lr",
+    "mean",
+    "metrics",
+    "minimize",
+    "train",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:
