@@ -31,10 +31,11 @@ layers: $(VENV)/.installed-dev
 tests: $(VENV)/.installed-dev browser
 	$(BIN)/python -m pytest -q
 
-# A thousand fault schedules in simulated time, two minutes; then a hundred kills of real processes at random moments,
+# Fifteen hundred fault schedules in simulated time, five minutes; then a hundred kills of real processes at random moments,
 # half an hour on two cores; with DATA=DIR also on a slice of CIFAR-10 in it.
 chaos: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.schedules --seeds 1000
+	$(BIN)/python -m tests.batch_schedules --seeds 500
 	$(BIN)/python -m tests.kills --seeds 10
 	$(BIN)/python -m tests.chaos --kills 100 $(if $(DATA),--data $(DATA))
 

@@ -5,11 +5,8 @@ python -m tests.schedules --seeds 1000
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import random
-import statistics
-import time
 from collections import Counter
 from contextlib import suppress
 from math import inf
@@ -23,6 +20,7 @@ from squall.server.messages import Push
 from squall.server.shard import Snapshot
 from squall.strategy.downpour import Summary
 from tests.downpours import DriverDiedError, Job
+from tests.seeds import main
 
 
 class Watched(Job):
@@ -172,24 +170,5 @@ def run(seed: int) -> str:
     return job.digest
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--seeds", type=int, default=1000)
-    parser.add_argument("--first", type=int, default=0)
-    given = parser.parse_args()
-    seconds = []
-    for seed in range(given.first, given.first + given.seeds):
-        began = time.perf_counter()
-        try:
-            first = run(seed)
-            seconds.append(time.perf_counter() - began)
-            assert run(seed) == first, "the same seed took another course"
-        except BaseException as error:
-            print(f"seed {seed}: {type(error).__name__}: {error}", flush=True)
-            if isinstance(error, KeyboardInterrupt):
-                raise
-    print(f"{len(seconds)} of {given.seeds} schedules held, twice alike; median {statistics.median(seconds):.3f} s")
-
-
 if __name__ == "__main__":
-    main()
+    main(run)

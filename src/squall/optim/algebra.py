@@ -53,6 +53,15 @@ Command = Combine | Dots | Swap
 Matrix = tuple[tuple[float, ...], ...]
 
 
+def changed(commands: Iterable[Command]) -> Iterator[str]:
+    """The names of vectors that are not what they were."""
+    for command in commands:
+        if isinstance(command, Combine):
+            yield command.into
+        elif isinstance(command, Swap):
+            yield from (command.one, command.other)
+
+
 class Space(Protocol):
     """Where vectors with names are."""
 

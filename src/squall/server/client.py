@@ -75,10 +75,13 @@ class Client:
         dtype: of the vector.
         patience: seconds of silence after which a shard is given up; not of slowness: what a call's bytes take at
             `SLOWEST` is added, and a call that is under way by then still has its time.
+        vector: which one is fetched, where shards have several.
     """
 
-    def __init__(self, here: Here, slices: Sequence[Slice], dtype: torch.dtype, patience: float) -> None:
-        self._here, self._slices, self._dtype = here, tuple(slices), dtype
+    def __init__(
+        self, here: Here, slices: Sequence[Slice], dtype: torch.dtype, patience: float, vector: str = ""
+    ) -> None:
+        self._here, self._slices, self._dtype, self._vector = here, tuple(slices), dtype, vector
         self._shards = [here.handle(shard_name(part.index)) for part in slices]
         self._incoming = [here.memory(part.size, dtype) for part in slices]
         self._paces = [Pace(patience) for _ in slices]
@@ -131,7 +134,7 @@ class Client:
 
     def _asked(self) -> Fetch:
         self._number += 1
-        return Fetch(self._sender, self._number)
+        return Fetch(self._sender, self._number, self._vector)
 
     async def _until_answered(self, index: int, once: Callable[[float], Awaitable[T]], tensors: int, writes: bool) -> T:
         here, pace = self._here, self._paces[index]

@@ -130,8 +130,10 @@ class Gradients:
         for buffer, value in zip(self._counters, counters, strict=True):
             buffer.fill_(value)
 
-    def compute(self, minibatch: int, weights: torch.Tensor, counters: list[int], into: torch.Tensor) -> Sums:
-        """The gradient of a minibatch's mean loss.
+    def compute(
+        self, minibatch: int, weights: torch.Tensor, counters: list[int], into: torch.Tensor, *, mean: bool = True
+    ) -> Sums:
+        """The gradient of a minibatch's mean loss, or of its sum.
 
         Arguments:
             minibatch: its number in the run.
@@ -165,7 +167,7 @@ class Gradients:
             )
         self._backward(total)
         torch.default_generator.set_state(generator)
-        touched = self._gather(into[:ours], float(count))
+        touched = self._gather(into[:ours], float(count) if mean else 1.0)
         self._settle_buffers(before, weights[ours:], len(draw))
         changes = [int(buffer) - value for buffer, value in zip(self._counters, counters, strict=True)]
         counters[:] = [int(buffer) for buffer in self._counters]
@@ -185,7 +187,8 @@ class Gradients:
                 targets.append(view)
                 gradients.append(gradient)
         torch._foreach_copy_(targets, gradients)
-        into.div_(torch.tensor(count, dtype=torch.float64).to(into.dtype))
+        if count != 1.0:
+            into.div_(torch.tensor(count, dtype=torch.float64).to(into.dtype))
         if self._clip is not None:
             for parameter, place, got in zip(self._parameters, self.layout.parameters, touched, strict=True):
                 parameter.grad = place.view(into) if got else None

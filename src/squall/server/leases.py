@@ -129,15 +129,19 @@ class Pool:
 
     def release(self, worker: str) -> list[Unit]:
         """Hands back what a worker that is gone had and nobody else has."""
-        found = []
-        for unit, known in list(self.outstanding.items()):
-            if worker in known.workers:
-                known.workers = [other for other in known.workers if other != worker]
-                if not known.workers:
-                    del self.outstanding[unit]
-                    self._returned.append(unit)
-                    found.append(unit)
-        return found
+        return [unit for unit in list(self.outstanding) if self.hand_back(unit, worker)]
+
+    def hand_back(self, unit: Unit, worker: str) -> bool:
+        """A worker will not settle a unit; whether nobody else has it, so that it is to be handed out again."""
+        known = self.outstanding.get(unit)
+        if known is None or worker not in known.workers:
+            return False
+        known.workers = [other for other in known.workers if other != worker]
+        if known.workers:
+            return False
+        del self.outstanding[unit]
+        self._returned.append(unit)
+        return True
 
     def again(self, worker: str, patience: float, now: float) -> Unit | None:
         """The unit that is outstanding longest, to be computed by another too.

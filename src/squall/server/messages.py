@@ -59,10 +59,15 @@ class Push:
 
 @dataclass(frozen=True)
 class Fetch:
-    """A request for weights: whose, and which; one that arrives twice is carried out once."""
+    """A request for weights: whose, and which; one that arrives twice is carried out once.
+
+    Attributes:
+        vector: its name, where a shard has several.
+    """
 
     sender: Sender
     number: int
+    vector: str = ""
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,9 @@ class Settled:
         metrics: (sum, count) by name.
         seconds: of the replica, from the hand-over of the push before to the hand-over of this one.
         stalled: of these, that its computing stood still for fetches, pushes and minibatches.
+        evaluation: of a batch that the unit belongs to; -1 where there are none.
+        losses: of each minibatch, where they are added up in their order.
+        counters: how the integer buffers changed in each minibatch, where they all begin with the same.
     """
 
     unit: Unit
@@ -112,6 +120,9 @@ class Settled:
     metrics: dict[str, tuple[float, float]] = field(default_factory=dict)
     seconds: float = 0.0
     stalled: float = 0.0
+    evaluation: int = -1
+    losses: tuple[float, ...] = ()
+    counters: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -133,10 +144,17 @@ class Ask:
 
 @dataclass(frozen=True)
 class Lease:
-    """The answer to an ask: minibatches to compute, or none; then whether that is for good."""
+    """The answer to an ask: minibatches to compute, or none; then whether that is for good.
+
+    Attributes:
+        evaluation: of a batch that the unit belongs to; -1 where there are none.
+        counters: the integer buffers that all its minibatches begin with.
+    """
 
     unit: Unit | None
     over: bool = False
+    evaluation: int = -1
+    counters: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

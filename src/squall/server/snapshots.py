@@ -31,6 +31,17 @@ class InMemory:
         """The last one that was saved whole."""
         return self._kept[shard][-1]
 
+    def read(self, shard: int, number: int) -> Snapshot:
+        """One of them.
+
+        Raises:
+            RunError: it is not kept, or not any more.
+        """
+        for snapshot in self._kept[shard]:
+            if snapshot.number == number:
+                return snapshot
+        raise RunError(f"there is no snapshot {number} of shard {shard}")
+
     def save(self, shard: int, snapshot: Snapshot) -> int:
         """Keeps one."""
         self._kept[shard] = [*self._kept[shard], snapshot][-self._keep :]

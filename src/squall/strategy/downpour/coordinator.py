@@ -17,20 +17,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from squall.checkpoint.spec import CheckpointSpec
-from squall.cluster.program import Plan, Promise, Role, Task
+from squall.cluster.program import Plan, Role, Task
 from squall.data.order import Order
 from squall.errors import RunError
 from squall.optim.lr import Rate
-from squall.records import Noted, Pushed, Resized, RoleChanged, SaveBegan, Saved, SaveFailed
+from squall.records import Pushed, RoleChanged, SaveBegan, Saved, SaveFailed
 from squall.server.client import shard_name, until_answered, worked
 from squall.server.leases import Pool
-from squall.server.messages import Ask, Holdings, Lease, Settled, Unit
+from squall.server.messages import Ask, Holdings, Lease, Settled
+from squall.strategy.crew import LOOK_S, Crew
 from squall.strategy.downpour.epochs import Epochs
-from squall.strategy.downpour.members import Member, Members
 from squall.strategy.downpour.tally import Tally
+from squall.strategy.members import Member
+from squall.strategy.summary import Summary
 
-_ANSWER_S = 10.0  # that a question may stay open before it is answered "nothing now"
-_LOOK_S = 1.0
 _SLOW = 4.0
 """Times the usual duration: a unit as old as that is computed by an idle replica too; one is asked for ahead."""
 
@@ -69,23 +69,6 @@ class CoordinatorSpec:
     carried: Mapping[str, Any] | None = None
 
 
-@dataclass(frozen=True)
-class Summary:
-    """What a program of Downpour comes to.
-
-    Attributes:
-        outcome: finished, or stopped because somebody asked.
-        snapshot: number of the shards' last one: the final weights.
-        values: for result.json: pushes, staleness, replicas, ledger.
-        seconds: of the program.
-    """
-
-    outcome: str
-    snapshot: int
-    values: dict[str, Any]
-    seconds: float
-
-
 class Coordinator(Role):
     """The chief of a Downpour program.
 
@@ -98,8 +81,6 @@ class Coordinator(Role):
         order = spec.order
         self._pool = Pool(order.steps_per_epoch, order.num_steps, before=spec.warm_start)
         self._tally = Tally(spec.shards, order)
-        self._members = Members(spec.replicas)
-        self._waiting: list[Promise] = []
         self._stopping = ""
         self._saving: Task[RunError | None] | None = None
         self._kept: int | None = None
@@ -108,6 +89,7 @@ class Coordinator(Role):
 
     async def begin(self) -> None:
         """Asks the shards what they hold."""
+        self._crew = Crew(self.here, self, self.spec.replicas, self.spec.replica, self.spec.lease_timeout)
         held = await self._holdings()
         self._pool.restore([holdings.states for holdings in held], self.spec.push_every)
         spec, carried = self.spec, self.spec.carried
@@ -117,11 +99,10 @@ class Coordinator(Role):
 
     async def main(self) -> Summary:
         """Runs until all minibatches are settled, or somebody asked to stop and replicas have handed theirs in."""
-        self._epochs.start(self._pool.settled, self._wake)
+        self._epochs.start(self._pool.settled, self._crew.wake)
         while not self._is_over():
-            changed = self._changed()
-            await self.here.first_of(changed, within=_LOOK_S)
-            self._look_for_the_silent()
+            await self.here.first_of(self._crew.changed(), within=LOOK_S)
+            self._crew.look()
             self._save_if_due()
         await self._epochs.told()
         if self._saving is not None:
@@ -137,71 +118,44 @@ class Coordinator(Role):
 
     async def lease(self, ask: Ask) -> Lease:
         """Takes a replica's report and answers with its next unit."""
-        now, name = self.here.now(), ask.sender.name
-        is_new = self._members.is_new(ask.sender, ask.number)
-        member, change = self._members.heard(ask.sender, now)
-        if change:
-            self.here.emit(RoleChanged(now, name, change))
-            self._hand_back(name)
-        if member is None:  # it is dead, or has left; what it has done is done
-            if is_new:
-                self._settle(ask)
-            return Lease(None, over=True)
-        if ask.number <= member.asked:
-            return await self._answered_before(member, ask)
-        member.asked, member.answer, member.answered = ask.number, None, self.here.promise()
-        self._settle(ask)
-        lease = await self._granted(member, ask) if ask.wanted else Lease(None, over=True)
-        if member.asked == ask.number:
-            member.answer = lease
-            member.answered.keep()
-        goes = member.leaving or not (self._stopping or self._pool.over)
-        if goes and not ask.wanted and self._members.get(name) is member:
-            self._leave(name)
-        return lease
+        return await self._crew.answer(ask)
 
     async def asked(self, word: str, value: Any) -> None:
         """What the user wants: ("stop", why) or ("resize", number of replicas)."""
         if word == "stop":
             self._stopping = str(value) or "asked to stop"
         elif word == "resize":
-            self._resize(int(value))
-        self._wake()
+            self._crew.resize(int(value))
+        self._crew.wake()
 
-    async def _answered_before(self, member: Member, ask: Ask) -> Lease:
-        """The same question came twice: it has one answer."""
-        if ask.number == member.asked and member.answer is None and member.answered is not None:
-            await self.here.first_of(member.answered, within=_ANSWER_S)
-        return member.answer if ask.number == member.asked and member.answer is not None else Lease(None)
+    @property
+    def closed(self) -> bool:
+        """As of `Host`."""
+        return bool(self._stopping) or self._pool.over
 
-    async def _granted(self, member: Member, ask: Ask) -> Lease:
-        until = self.here.now() + min(_ANSWER_S, self.spec.lease_timeout / 3)  # who asks again is not silent
-        while not (self._stopping or self._pool.over or member.leaving):
-            unit = self._found(member, ask)
-            if unit is not None:
-                return Lease(unit)
-            if not ask.patient or self.here.now() >= until:
-                return Lease(None)
-            await self.here.first_of(self._changed(), within=min(_LOOK_S, self._usual_duration()))
-            if self._members.get(member.name) is not member or member.asked != ask.number:
-                break  # nobody waits for this answer any more
-        return Lease(None, over=True)
-
-    def _found(self, member: Member, ask: Ask) -> Unit | None:
-        """What there is for a replica to do."""
+    def find(self, member: Member, ask: Ask) -> Lease | None:
+        """As of `Host`."""
         pool, name, now = self._pool, member.name, self.here.now()
-        if (not pool.warm and not self._members.leads(name)) or self._epochs.wait(pool):
+        if (not pool.warm and not self._crew.members.leads(name)) or self._epochs.wait(pool):
             return None
-        unit = pool.lease(name, member.part, self._members.wanted, ask.wanted, now)
+        unit = pool.lease(name, member.part, self._crew.members.wanted, ask.wanted, now)
         if unit is None and ask.patient:
-            unit = pool.again(name, _SLOW * self._usual_duration(), now)
-        return unit
+            unit = pool.again(name, _SLOW * self.usual_duration, now)
+        return Lease(unit) if unit is not None else None
 
-    def _settle(self, ask: Ask) -> None:
+    def settle(self, ask: Ask) -> None:
+        """As of `Host`."""
         for settled in ask.settled:
             self._note(ask.sender.name, settled)
-        if ask.settled:
-            self._wake()
+
+    def hand_back(self, name: str) -> bool:
+        """As of `Host`."""
+        return bool(self._pool.release(name))
+
+    @property
+    def usual_duration(self) -> float:
+        """As of `Host`; of a minibatch."""
+        return self._crew.members.usual_duration(LOOK_S)
 
     def _note(self, name: str, settled: Settled) -> None:
         now = self.here.now()
@@ -210,7 +164,7 @@ class Coordinator(Role):
         self._tally.add(name, settled, first)
         if not first:
             return
-        member = self._members.get(name)
+        member = self._crew.members.get(name)
         if member is not None:
             member.durations = [*member.durations[-8:], settled.seconds / settled.unit.count]
         self.here.emit(
@@ -225,7 +179,7 @@ class Coordinator(Role):
                 dropped=sum(r.outcome == "dropped" for r in settled.receipts),
                 took=settled.seconds,
                 stalled=settled.stalled,
-                alive=self._members.active,
+                alive=self._crew.members.active,
                 settled=self._pool.settled,
             )
         )
@@ -241,46 +195,6 @@ class Coordinator(Role):
         holdings = await self._until_answered(shard_name(index), "holdings")
         lost = self._tally.restarted(index, holdings)
         self.here.emit(RoleChanged(self.here.now(), shard_name(index), "restarted", lost))
-
-    # -- who is there -----------------------------------------------------------------------------------------
-
-    def _hand_back(self, name: str) -> None:
-        if self._pool.release(name):
-            self._wake()
-
-    def _look_for_the_silent(self) -> None:
-        now = self.here.now()
-        for member in self._members.fall_silent(now - self.spec.lease_timeout):
-            self.here.emit(RoleChanged(now, member.name, "silent"))
-            self._hand_back(member.name)
-            self._wake()  # another may lead the warm start
-        for name in [member.name for member in self._members if member.silent and member.leaving]:
-            self._leave(name)
-
-    def _resize(self, wanted: int) -> None:
-        before = self._members.wanted
-        joining, unheard = self._members.resize(wanted)
-        for name in joining:
-            self._enlist(name)
-        for name in unheard:
-            self.here.dismiss(name)
-        self.here.emit(Resized(self.here.now(), wanted, before))
-        self.here.emit(Noted(f"from now on {wanted} replica{'' if wanted == 1 else 's'}; there were {before}"))
-
-    def _enlist(self, name: str) -> None:
-        assert self.spec.replica is not None
-        self.here.enlist(name, self.spec.replica)
-
-    def _leave(self, name: str) -> None:
-        wanted = self._members.leave(name)  # again, by somebody who asked while it was on its way out
-        self._hand_back(name)
-        self.here.emit(RoleChanged(self.here.now(), name, "left"))
-        self.here.dismiss(name)
-        if wanted:
-            self._enlist(name)
-
-    def _usual_duration(self) -> float:
-        return self._members.usual_duration(_LOOK_S)
 
     # -- snapshots, the end -----------------------------------------------------------------------------------
 
@@ -340,7 +254,7 @@ class Coordinator(Role):
             return True
         working = {name for known in self._pool.outstanding.values() for name in known.workers}
         return bool(self._stopping) and not any(
-            member.name in working and not member.silent for member in self._members
+            member.name in working and not member.silent for member in self._crew.members
         )
 
     async def _holdings(self) -> list[Holdings]:
@@ -351,13 +265,3 @@ class Coordinator(Role):
     async def _until_answered(self, name: str, method: str, *values: Any) -> Any:
         handle = self.here.handle(name)
         return await until_answered(self.here, name, lambda: handle.call(method, *values), self.spec.patience)
-
-    def _changed(self) -> Promise:
-        promise = self.here.promise()
-        self._waiting.append(promise)
-        return promise
-
-    def _wake(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for promise in waiting:
-            promise.keep()

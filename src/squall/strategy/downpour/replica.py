@@ -29,10 +29,11 @@ from squall.cluster.program import Cost, Role, Task
 from squall.data.order import Order
 from squall.errors import DivergedError
 from squall.optim.lr import Rate
-from squall.server.client import Client, until_answered
+from squall.server.client import Client
 from squall.server.gradients import Gradients, Sums
 from squall.server.layout import Layout, Slice
-from squall.server.messages import Ask, Lease, Push, Receipt, Sender, Settled, Unit, Version
+from squall.server.messages import Lease, Push, Receipt, Sender, Settled, Unit, Version
+from squall.strategy.errands import Errands
 
 
 @dataclass(frozen=True)
@@ -88,22 +89,21 @@ class Replica(Role):
         self._sender = Sender(here.name, here.incarnation)
         self._counters = [0] * len(layout.counters)
         self._base: tuple[Version, ...] = ()
-        self._settled: list[Settled] = []
-        self._number = self._asked = 0
-        self._stalled = 0.0
+        self._errands = Errands(here, self.spec.coordinator, self.spec.patience)
+        self._number = 0
         self._fetching: Task[Any] | None = None
         self._pushing: Task[Any] | None = None
         self._refetch = False
 
     async def main(self) -> None:
         """Works until the coordinator says that the run is over."""
-        here, spec = self.here, self.spec
+        here, spec, errands = self.here, self.spec, self._errands
         self._fetching = here.start(self._fetched())
         await self._arrived()
-        step, unit = 0, await self._next(1)
-        began, stalled = here.now(), self._stalled
+        step, unit = 0, (await errands.next(1)).unit
+        began, stalled = here.now(), errands.stalled
         while unit is not None:
-            ahead = here.start(self._ask(spec.push_every, patient=False))
+            ahead = here.start(errands.ask(spec.push_every, patient=False))
             sums, base = Sums(), None
             for minibatch in unit.minibatches:
                 await self._up_to_date(step)
@@ -111,23 +111,23 @@ class Replica(Role):
                 cost = Cost(minibatches=spec.order.step(minibatch).num_samples / spec.order.global_batch_size)
                 sums.add(await here.compute(partial(self._compute, minibatch, unit), cost))
                 step += 1
-            await self._wait_for(self._pushing)
+            await errands.wait_for(self._pushing)
             assert base is not None
             fetching = step % spec.fetch_every == 0
             full, _ = self._sums
             self._sums.reverse()
             now = here.now()
-            spent, began, stalled = (now - began, self._stalled - stalled), now, self._stalled
+            spent, began, stalled = (now - began, errands.stalled - stalled), now, errands.stalled
             self._pushing = here.start(self._pushed(unit, full, sums, base, fetching, spent))
             if fetching:
                 self._fetching = self._pushing
-            lease: Lease = await self._wait_for(ahead)
+            lease: Lease = await errands.wait_for(ahead)
             unit = lease.unit
             if unit is None and not lease.over:
-                await self._wait_for(self._pushing)  # what it has is settled before it waits for more
-                unit = await self._wait_for(here.start(self._next(spec.push_every)))
-        await self._wait_for(self._pushing)
-        await self._ask(0, patient=False)
+                await errands.wait_for(self._pushing)  # what it has is settled before it waits for more
+                unit = (await errands.wait_for(here.start(errands.next(spec.push_every)))).unit
+        await errands.wait_for(self._pushing)
+        await errands.ask(0, patient=False)
 
     async def _up_to_date(self, step: int) -> None:
         """Fetches when it is time; waits for a fetch that may not be later; takes one that is there."""
@@ -138,7 +138,7 @@ class Replica(Role):
             await self._arrived()
 
     async def _arrived(self) -> None:
-        await self._wait_for(self._fetching)
+        await self._errands.wait_for(self._fetching)
         self._fetching, self._refetch = None, False
         self._client.take(self._weights)
         self._base, self._counters = self._coming
@@ -202,7 +202,7 @@ class Replica(Role):
             self._coming = tuple(f.version for f in found if f is not None), list(found[0].counters)
         self._refetch = any(self._is_new(*pair) for pair in zip(receipts, base, strict=True))
         answers = tuple(Receipt(receipt.outcome, receipt.staleness, receipt.version) for receipt in receipts)
-        self._settled.append(
+        self._errands.settled.append(
             Settled(unit, answers, sums.loss, sums.count, sums.samples, sums.metrics, spent[0], spent[1])
         )
 
@@ -210,30 +210,3 @@ class Replica(Role):
     def _is_new(receipt: Receipt, base: Version) -> bool:
         """Whether a shard was restarted since its weights were fetched: what it has now is older, and another."""
         return receipt.version.incarnation != base.incarnation
-
-    async def _next(self, wanted: int) -> Unit | None:
-        """The next unit; None when the run is over, or this replica is to leave."""
-        while True:
-            lease = await self._ask(wanted, patient=True)
-            if lease.unit is not None or lease.over:
-                return lease.unit
-
-    async def _ask(self, wanted: int, patient: bool) -> Lease:
-        """Reports and asks, until there is an answer; the same question, so that nothing is handed out twice."""
-        self._asked += 1
-        settled, self._settled = tuple(self._settled), []
-        ask = Ask(self._sender, self._asked, settled, wanted, patient)
-        coordinator = self.here.handle(self.spec.coordinator)
-        lease: Lease = await until_answered(
-            self.here, coordinator.name, lambda: coordinator.call("lease", ask), self.spec.patience
-        )
-        return lease
-
-    async def _wait_for(self, task: Task[Any] | None) -> Any:
-        """Awaits a task and counts the time as stalled."""
-        if task is None:
-            return None
-        began = self.here.now()
-        value = await task
-        self._stalled += self.here.now() - began
-        return value

@@ -1,0 +1,322 @@
+"""A shard of batch optimisation: one slice of every vector that the optimiser works on, and the sum of a batch.
+
+Dean et al. 2012, section 4.2. All vectors are cut alike: the point, its gradient, the history, the direction, the
+trial. The coordinator sends commands (`squall.optim.algebra`), and gets inner products of slices back; no vector
+travels but the trial, to the replicas, and sums of gradients, from them::
+
+    coordinator  order 7: trial <- x + d; open evaluation 3   -->   shard     <--  replica-4  fetch: the trial
+                                                              <--   done      <--  replica-4  push: portions 8 .. 11
+    coordinator  order 8: close evaluation 3; dots d . g      -->   g <- sum / count + decay * trial
+
+* A unit of portions is added once, whoever sends it, and only to the evaluation that it was computed for.
+* Sums are kept in float64: a thousand units lose nothing, and their order hardly shows.
+* Decay belongs to the function: decay / 2 * |x|^2 is added to its value, decay * x to its gradient.
+* Buffers (running statistics of a normalisation) have no gradient. Each portion begins with those of the point; the
+  trial's are their mean over samples, and become the point's when the trial does.
+* A shard that died comes back empty and says so; the coordinator sets all of them back to one snapshot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
+
+import torch
+
+from squall.cluster.program import Cost, Role, Task
+from squall.errors import RunError
+from squall.optim.algebra import Command, Matrix, Vectors, changed
+from squall.optim.lbfgs import GRADIENT, TRIAL, TRIAL_GRADIENT, X, names
+from squall.server.client import so_far
+from squall.server.layout import Slice
+from squall.server.messages import Fetch, Fetched, Outcome, Push, Receipt, Version
+from squall.server.shard import Snapshot
+
+_BUFFERS = "buffers"
+
+
+class Layers(Protocol):
+    """Where shards of vectors keep snapshots: each holds what has changed since the one before."""
+
+    def read(self, shard: int, number: int) -> Snapshot:
+        """One of them."""
+
+    def save(self, shard: int, snapshot: Snapshot) -> int:
+        """Keeps one, whole or not at all; returns its bytes."""
+
+
+@dataclass(frozen=True)
+class VectorSpec:
+    """What a shard of vectors is told.
+
+    Attributes:
+        slice: of every vector.
+        dtype: of the vectors.
+        history: pairs of L-BFGS.
+        portions: of a batch, at most.
+        reach: a snapshot needs none that is older by more than so many.
+    """
+
+    slice: Slice
+    dtype: torch.dtype
+    history: int
+    portions: int
+    reach: int
+
+
+@dataclass(frozen=True)
+class Close:
+    """The end of an evaluation: what its sums are divided by; losses and samples."""
+
+    evaluation: int
+    count: float
+    samples: int
+
+
+@dataclass(frozen=True)
+class Restore:
+    """Back to a snapshot, with the pairs that are used in it. In the beginning's, snapshot 0, is the trial alone."""
+
+    number: int
+    used: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the coordinator tells a shard, all of it at once: close, then commands, then the rest.
+
+    Attributes:
+        number: rises; one that comes twice, or late, is carried out once.
+        incarnation: of the shard that it is meant for; None: whichever there is, with `restore`.
+        close: the evaluation that is complete.
+        commands: on the slices.
+        take_buffers: the trial's become the point's.
+        begin: the number of the evaluation that is opened, at the trial.
+        restore: where all vectors are set back to.
+    """
+
+    number: int
+    incarnation: int | None
+    close: Close | None = None
+    commands: tuple[Command, ...] = ()
+    take_buffers: bool = False
+    begin: int | None = None
+    restore: Restore | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an order came to.
+
+    Attributes:
+        incarnation: of the shard that answers; where it is not the one that was meant, nothing was done.
+        matrices: of the `Dots` among the commands, over this slice.
+        penalty: decay's part of the value, with `close`.
+    """
+
+    incarnation: int
+    matrices: tuple[Matrix, ...] = ()
+    penalty: float = 0.0
+
+
+@dataclass
+class _Evaluation:
+    """Sums of the batch at the trial; a byte a portion says which are in them."""
+
+    number: int
+    sums: torch.Tensor
+    states: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.uint8))
+
+
+class VectorShard(Role):
+    """Serves one slice of all vectors.
+
+    Arguments:
+        spec: of the shard.
+        layers: where its snapshots are.
+    """
+
+    def __init__(self, spec: VectorSpec, layers: Layers) -> None:
+        self.spec, self._layers = spec, layers
+
+    async def begin(self) -> None:
+        """Makes room; what is in the vectors comes with an order to restore it."""
+        part, dtype = self.spec.slice, self.spec.dtype
+        self._vectors = Vectors(names(self.spec.history), part.buffers, dtype)
+        self._buffers = torch.zeros(part.size - part.buffers, dtype=dtype)
+        self._coming = self._buffers.clone()
+        self._open = _Evaluation(-1, torch.zeros(part.size, dtype=torch.float64))
+        self._done = -1, Answer(self.here.incarnation)
+        self._restored = False
+        self._held: dict[str, int] = {}  # which snapshot has a pair's vector as it is now
+        self._copied = -1, 0.0
+        self._saving: Task[int | RunError] | None = None
+        self._fetched: dict[str, tuple[tuple[int, int], Fetched]] = {}
+        self._bytes = part.size * dtype.itemsize
+
+    # -- what replicas ask ------------------------------------------------------------------------------------
+
+    async def fetch(self, fetch: Fetch, into: torch.Tensor) -> Fetched:
+        """Writes a vector's slice, and the point's buffers, into a role's memory; (slice.size,).
+
+        The version's count is the evaluation that is open at the trial, or -1.
+        """
+
+        def work() -> Fetched:
+            last = self._fetched.get(fetch.sender.name)
+            if last is not None and (fetch.sender.incarnation, fetch.number) <= last[0]:
+                return last[1]  # came twice: its memory may be in use by now
+            into[: self.spec.slice.buffers].copy_(self._vectors[fetch.vector])
+            into[self.spec.slice.buffers :].copy_(self._buffers)
+            found = Fetched(Version(self.here.incarnation, self._open.number))
+            self._fetched[fetch.sender.name] = (fetch.sender.incarnation, fetch.number), found
+            return found
+
+        return await self.here.compute(work, Cost(bytes=2 * self._bytes))
+
+    async def push(
+        self, push: Push, fetch: Fetch | None, send: torch.Tensor, into: torch.Tensor | None = None
+    ) -> Receipt:
+        """Adds the sums over a unit's portions, once.
+
+        Arguments:
+            push: `base` is the version that was fetched.
+            send: (slice.size,): sums over samples; of gradients, and of the buffers' values.
+        """
+
+        def work() -> Receipt:
+            return Receipt(self._judged(push, send), None, Version(self.here.incarnation, self._open.number))
+
+        return await self.here.compute(work, Cost(bytes=5 * self._bytes))
+
+    def _judged(self, push: Push, send: torch.Tensor) -> Outcome:
+        unit, now = push.unit, self._open
+        if push.base != Version(self.here.incarnation, now.number):
+            return "dropped"
+        states = now.states[unit.first : unit.first + unit.count]
+        if len(states) != unit.count:
+            raise RunError(f"{push.sender.name} pushed portion {unit.minibatches[-1]} of {len(now.states)}")
+        if bool(states.any()):
+            return "repeated"
+        now.sums.add_(send)
+        states.fill_(1)
+        return "applied"
+
+    # -- what the coordinator tells ---------------------------------------------------------------------------
+
+    async def order(self, order: Order) -> Answer:
+        """Carries an order out, once."""
+        reads = 2 + sum(len(getattr(command, "terms", ())) or 3 for command in order.commands)
+        return await self.here.compute(lambda: self._carried_out(order), Cost(bytes=reads * self._bytes))
+
+    def _carried_out(self, order: Order) -> Answer:
+        if order.restore is None and (order.incarnation != self.here.incarnation or not self._restored):
+            return Answer(-1)
+        if order.number <= self._done[0]:
+            return self._done[1]
+        if order.restore is not None:
+            self._set_back(order.restore)
+        penalty = self._close(order.close) if order.close is not None else 0.0
+        matrices = tuple(self._vectors.do(*order.commands))
+        for name in changed(order.commands):
+            self._held.pop(name, None)
+        if order.take_buffers:
+            self._buffers.copy_(self._coming)
+        if order.begin is not None:
+            states = torch.zeros(self.spec.portions, dtype=torch.uint8)
+            self._open = _Evaluation(order.begin, self._open.sums.zero_(), states)
+        self._done = order.number, Answer(self.here.incarnation, matrices, penalty)
+        return self._done[1]
+
+    def _close(self, close: Close) -> float:
+        """Makes the sums a gradient; returns decay's part of the value."""
+        if self._open.number != close.evaluation:
+            raise RunError(f"evaluation {close.evaluation} is not open: {self._open.number} is")
+        part, sums = self.spec.slice, self._open.sums
+        trial, gradient = self._vectors[TRIAL], self._vectors[TRIAL_GRADIENT]
+        penalty = 0.0
+        for piece in part.pieces:
+            mine = slice(piece.start, piece.stop)
+            found = sums[mine].div_(close.count)
+            if decay := piece.treated.weight_decay:
+                point = trial[mine].double()
+                found.add_(point, alpha=decay)
+                penalty += decay / 2 * float(point @ point)
+            gradient[mine].copy_(found)
+        if close.samples:
+            self._coming.copy_(sums[part.buffers :].div_(close.samples))
+        self._open.number = -1
+        return penalty
+
+    # -- snapshots --------------------------------------------------------------------------------------------
+
+    async def copy(self, incarnation: int, number: int, used: tuple[str, ...]) -> float | None:
+        """Takes a copy, and begins to save it beside its work: the point, its gradient, and those of the pairs that are
+        used which the newest `reach` snapshots do not hold as they are.
+
+        Returns:
+            Seconds that work stood still for it; None of another incarnation than was meant. One that asks again for
+            the same number gets the same answer.
+        """
+        if incarnation != self.here.incarnation or not self._restored:
+            return None
+        if number > self._copied[0]:
+            began = self.here.now()
+            tensors = await self.here.compute(lambda: self._taken(number, used), Cost(bytes=8 * self._bytes))
+            self._copied = number, self.here.now() - began
+            self._saving = self.here.start(self._save(Snapshot(number, tensors, 0, {})))
+        return self._copied[1]
+
+    async def saved(self, number: int) -> int | None:
+        """Bytes of the snapshot that was copied last, once it is saved; None while it is at it."""
+        if number != self._copied[0] or self._saving is None:
+            raise RunError(f"{self.here.name} has no copy {number}")
+        found = await so_far(self.here, self._saving)
+        if isinstance(found, RunError):
+            raise found
+        return found
+
+    async def _save(self, snapshot: Snapshot) -> int | RunError:
+        save = partial(self._layers.save, self.spec.slice.index, snapshot)
+        try:
+            return await self.here.beside(save, Cost(bytes=8 * self._bytes))
+        except RunError as error:  # whoever asks for the snapshot hears of it
+            self._held.clear()
+            return error
+
+    def _taken(self, number: int, used: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        found = {
+            X: self._vectors[X].clone(),
+            GRADIENT: self._vectors[GRADIENT].clone(),
+            _BUFFERS: self._buffers.clone(),
+        }
+        for name in used:
+            if name not in self._held or self._held[name] <= number - self.spec.reach:
+                found[name], self._held[name] = self._vectors[name].clone(), number
+        return found
+
+    def _set_back(self, to: Restore) -> None:
+        index, reach = self.spec.slice.index, self.spec.reach
+        wanted = {TRIAL, _BUFFERS} if to.number == 0 else {X, GRADIENT, *to.used, _BUFFERS}
+        self._held = {}
+        for number in range(to.number, max(to.number - reach, -1), -1):
+            if not wanted:
+                break
+            self._take_up(self._layers.read(index, number).tensors, wanted, number)
+        if wanted:
+            raise RunError(f"snapshot {to.number} of shard {index} lacks {', '.join(sorted(wanted))}")
+        self._open.number, self._restored = -1, True
+
+    def _take_up(self, tensors: Mapping[str, torch.Tensor], wanted: set[str], number: int) -> None:
+        for name in wanted & set(tensors):
+            (self._buffers if name == _BUFFERS else self._vectors[name]).copy_(tensors[name])
+            self._held[name] = number
+            wanted.discard(name)
+
+
+def first_layer(part: Slice, vector: torch.Tensor) -> Snapshot:
+    """The beginning: the trial is where the whole vector is."""
+    own = vector[part.start : part.stop]
+    return Snapshot(0, {TRIAL: own[: part.buffers].clone(), _BUFFERS: own[part.buffers :].clone()}, 0, {})

@@ -1,0 +1,339 @@
+"""The coordinator of batch optimisation: L-BFGS in numbers, over shards with vectors and replicas that compute.
+
+Dean et al. 2012, section 4.2 and algorithm 2. It holds numbers only, as many for any size of the network::
+
+    minimise (squall.optim.lbfgs)
+      do        -->  shards: commands on their slices; inner products come back and are added up in the shards' order
+      evaluate  -->  shards: open; replicas: units of portions, to whoever is free; shards: close
+      told      -->  evaluator: copy the point and measure it; shards: save it; a record
+
+* A unit is handed out again when its replica is gone, and a copy of it to an idle replica when it takes longer than
+  units usually do: whichever comes first is taken, on each shard once, and counted once.
+* An evaluation is over when all shards hold all units. The loss is added up in float64, in the portions' order.
+* A shard that died sets all of them back to the newest snapshot that is whole; the iterations since are done again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from squall.checkpoint.spec import CheckpointSpec
+from squall.cluster.program import Plan, Role, Task
+from squall.data.order import Order as Portions
+from squall.errors import RunError
+from squall.optim.algebra import Command, Matrix
+from squall.optim.lbfgs import Ended, LbfgsSpec, State, minimise
+from squall.records import Noted, RoleChanged, SaveBegan, Saved, SaveFailed
+from squall.server.client import shard_name, until_answered, worked
+from squall.server.messages import Ask, Lease, Settled
+from squall.server.vectors import Answer, Close, Order, Restore
+from squall.strategy.crew import LOOK_S, Crew
+from squall.strategy.members import Member
+from squall.strategy.sandblaster.batch import Batch
+from squall.strategy.sandblaster.tally import Tally
+from squall.strategy.summary import Summary
+
+
+@dataclass(frozen=True)
+class CoordinatorSpec:
+    """What the coordinator is told.
+
+    Attributes:
+        lbfgs: the optimiser's numbers.
+        order: the training set's portions, as the minibatches of one epoch.
+        replicas: to begin with; named replica-0, replica-1, ...
+        shards: their number.
+        counters: values of the integer buffers; `buffers`: whether there are others.
+        backups: whether idle replicas compute copies of what others take long for.
+        lease_timeout: seconds of silence after which a replica's unit is handed out again.
+        checkpoint: when the shards save; None: only at the end.
+        replica: how one is made that joins later.
+        patience: seconds of silence after which a shard is given up.
+        snapshot: number of the one that it begins with.
+        carried: of the session before (`Coordinator.values`).
+    """
+
+    lbfgs: LbfgsSpec
+    order: Portions
+    replicas: int
+    shards: int
+    counters: tuple[int, ...] = ()
+    buffers: bool = False
+    backups: bool = True
+    lease_timeout: float = 60.0
+    checkpoint: CheckpointSpec | None = None
+    replica: Plan | None = None
+    patience: float = 600.0
+    snapshot: int = 0
+    carried: Mapping[str, Any] | None = None
+
+
+class _SetBackError(Exception):
+    """A shard has lost what it held."""
+
+
+class _StoppedError(Exception):
+    """Somebody asked."""
+
+
+class Coordinator(Role):
+    """The chief of a Sandblaster program; it is the `Problem` that L-BFGS minimises.
+
+    Arguments:
+        spec: of the run.
+    """
+
+    def __init__(self, spec: CoordinatorSpec) -> None:
+        self.spec = spec
+        self._batch: Batch | None = None
+        self._stopping = ""
+        self._over = False
+        self._orders = self._evaluations = 0
+        self._incarnations: list[int] = []
+        self._saving: Task[RunError | None] | None = None
+
+    async def begin(self) -> None:
+        """Sets the shards to where the run begins."""
+        spec = self.spec
+        self._crew = Crew(self.here, self, spec.replicas, spec.replica, spec.lease_timeout)
+        self._tally = Tally(spec.order, spec.carried)
+        self._counters = self._coming = spec.counters
+        self._snapshot = self._whole = spec.snapshot
+        self._kept: dict[int, dict[str, Any] | None] = {spec.snapshot: dict(spec.carried) if spec.carried else None}
+        self._saved_at = self.here.now(), 0
+        self._state: State | None = None
+        await self._set_back()
+
+    async def main(self) -> Summary:
+        """Runs until the minimisation ends, or somebody asked to stop."""
+        ended: Ended | None = None
+        while True:
+            try:
+                try:
+                    self._state, ended = await minimise(self, self.spec.lbfgs, self._state, self._told)
+                except _StoppedError:
+                    ended = None
+                await self._save_last()
+                break
+            except _SetBackError:
+                await self._set_back()
+        self._over = True
+        self._crew.wake()
+        outcome = "stopped" if ended is None else "finished"
+        return Summary(outcome, self._whole, self._tally.values(self._state, ended), self.here.now())
+
+    async def _save_last(self) -> None:
+        """The final weights; all that was done since the beginning if nothing was."""
+        if self._saving is not None:
+            await self._saving
+        if self._state is not None:
+            await self._save()
+            assert self._saving is not None
+            if (failed := await self._saving) is not None:
+                raise failed
+
+    # -- the problem ------------------------------------------------------------------------------------------
+
+    async def do(self, *commands: Command) -> list[Matrix]:
+        """As of `squall.optim.algebra.Space`."""
+        answers = await self._order(commands=commands)
+        matrices = zip(*(answer.matrices for answer in answers), strict=True)
+        return [_added(slices) for slices in matrices]
+
+    async def evaluate(self) -> float:
+        """As of `squall.optim.lbfgs.Problem`."""
+        self._evaluations += 1
+        number = self._evaluations
+        await self._order(begin=number)
+        self._batch = batch = Batch.of(number, self.spec.order.num_steps)
+        self._crew.wake()
+        while not batch.pool.over:
+            if self._stopping:
+                self._batch = None
+                raise _StoppedError
+            await self.here.first_of(self._crew.changed(), within=LOOK_S)
+            if self._batch is not batch:
+                raise _SetBackError
+            self._crew.look()
+        self._batch = None
+        self._tally.evaluated(batch)
+        answers = await self._order(close=Close(number, batch.count, batch.samples))
+        self._coming = tuple(map(sum, zip(self._counters, batch.counters, strict=False)))
+        return batch.loss + math.fsum(answer.penalty for answer in answers)
+
+    # -- what replicas ask (Host) -----------------------------------------------------------------------------
+
+    async def lease(self, ask: Ask) -> Lease:
+        """Takes a replica's report and answers with its next unit."""
+        return await self._crew.answer(ask)
+
+    @property
+    def closed(self) -> bool:
+        """As of `Host`."""
+        return self._over
+
+    def find(self, member: Member, ask: Ask) -> Lease | None:
+        """As of `Host`."""
+        batch, now = self._batch, self.here.now()
+        if batch is None:
+            return None
+        unit = batch.pool.lease(member.name, member.part, self._crew.members.wanted, ask.wanted, now)
+        if unit is None and ask.patient and self.spec.backups:
+            unit = batch.pool.again(member.name, self.usual_duration, now)
+        return Lease(unit, evaluation=batch.number, counters=self._counters) if unit is not None else None
+
+    def settle(self, ask: Ask) -> None:
+        """As of `Host`."""
+        for settled in ask.settled:
+            self._note(ask.sender.name, settled)
+
+    def hand_back(self, name: str) -> bool:
+        """As of `Host`."""
+        return self._batch is not None and bool(self._batch.pool.release(name))
+
+    @property
+    def usual_duration(self) -> float:
+        """As of `Host`; of a portion."""
+        return self._crew.members.usual_duration(LOOK_S)
+
+    async def asked(self, word: str, value: Any) -> None:
+        """What the user wants: ("stop", why) or ("resize", number of replicas)."""
+        if word == "stop":
+            self._stopping = str(value) or "asked to stop"
+        elif word == "resize":
+            self._crew.resize(int(value))
+        self._crew.wake()
+
+    def _note(self, name: str, settled: Settled) -> None:
+        batch, counts = self._batch, False
+        if batch is not None and settled.evaluation == batch.number:
+            pairs = zip(settled.receipts, self._incarnations, strict=True)
+            if any(receipt.version.incarnation != known for receipt, known in pairs):
+                self._batch = None  # a shard was restarted: `evaluate` hears of it
+            elif any(receipt.outcome == "dropped" for receipt in settled.receipts):
+                batch.pool.hand_back(settled.unit, name)
+            else:
+                counts = batch.take(settled)
+        if not settled.samples:
+            return
+        self._tally.add(name, settled, counts)
+        member = self._crew.members.get(name)
+        if member is not None:
+            member.durations = [*member.durations[-8:], settled.seconds / settled.unit.count]
+
+    # -- shards -----------------------------------------------------------------------------------------------
+
+    async def _order(
+        self,
+        *,
+        close: Close | None = None,
+        commands: Sequence[Command] = (),
+        take_buffers: bool = False,
+        begin: int | None = None,
+    ) -> list[Answer]:
+        self._orders += 1
+        rest = close, tuple(commands), take_buffers, begin
+        orders = [Order(self._orders, incarnation, *rest) for incarnation in self._incarnations]
+        answers: list[Answer] = await self._all("order", [(order,) for order in orders])
+        if any(answer.incarnation != order.incarnation for answer, order in zip(answers, orders, strict=True)):
+            raise _SetBackError
+        return answers
+
+    async def _set_back(self) -> None:
+        """All shards, and the optimiser, to the newest whole snapshot."""
+        if self._saving is not None:
+            await self._saving
+        self._batch = None
+        kept = self._kept[self._whole]
+        state = State.of(kept["lbfgs"], self.spec.lbfgs.history) if kept is not None else None
+        if kept is not None:
+            self._counters = tuple(kept["counters"])
+            self._evaluations = max(self._evaluations, kept["evaluations"])
+        used = state.history.basis[:-1] if state is not None else ()
+        before, lost = self._incarnations, self._state
+        self._orders += 1
+        order = Order(self._orders, None, restore=Restore(self._whole, used))
+        answers: list[Answer] = await self._all("order", [(order,)] * self.spec.shards)
+        self._incarnations = [answer.incarnation for answer in answers]
+        for shard, (old, new) in enumerate(zip(before, self._incarnations, strict=False)):
+            if old != new:
+                self.here.emit(RoleChanged(self.here.now(), shard_name(shard), "restarted"))
+        if before:
+            redone = (lost.iterations if lost is not None else 0) - (state.iterations if state is not None else 0)
+            self._tally.set_back(redone)
+            self.here.emit(Noted(f"a shard was restarted: all go back by {redone} iterations"))
+        self._state = state
+
+    async def _all(self, method: str, values: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Calls a method of all shards at once."""
+
+        async def one(index: int) -> Any:
+            handle = self.here.handle(shard_name(index))
+            return await until_answered(
+                self.here, handle.name, lambda: handle.call(method, *values[index]), self.spec.patience
+            )
+
+        tasks = [self.here.start(one(index)) for index in range(self.spec.shards)]
+        return [await task for task in tasks]
+
+    # -- between iterations -----------------------------------------------------------------------------------
+
+    async def _told(self, state: State) -> None:
+        self._state = state
+        if self.spec.counters or self.spec.buffers:
+            self._counters = self._coming
+            await self._order(take_buffers=True)
+        if self._is_due(state):
+            await self._save()
+
+    def _is_due(self, state: State) -> bool:
+        rule = self.spec.checkpoint
+        if rule is None or (self._saving is not None and not self._saving.done):
+            return False
+        when, iterations = self._saved_at
+        duration = rule.duration
+        if duration.unit == "second":
+            return self.here.now() - when >= duration.amount
+        return state.iterations - iterations >= duration.amount
+
+    async def _save(self) -> None:
+        """All shards take a copy now, of one point; they save it beside their work."""
+        assert self._state is not None
+        self._snapshot += 1
+        number, began, state = self._snapshot, self.here.now(), self._state
+        used = state.history.basis[:-1]
+        values = {"lbfgs": state.values(), "counters": list(self._counters), "evaluations": self._evaluations}
+        self._saved_at = began, state.iterations
+        self.here.emit(SaveBegan(number))
+        copies = await self._all("copy", [(incarnation, number, used) for incarnation in self._incarnations])
+        if None in copies:
+            raise _SetBackError
+        self._kept[number] = {**values, **self._tally.state()}
+        self._saving = self.here.start(self._saved(number, began, max(copies)))
+
+    async def _saved(self, number: int, began: float, stood: float) -> RunError | None:
+        """Waits until all have saved it; what kept one from it."""
+        kept = self._kept[number]
+        assert kept is not None
+        iterations = int(kept["lbfgs"]["iterations"])
+        num_bytes = 0
+        try:
+            for shard in range(self.spec.shards):
+                num_bytes += await worked(self.here, shard_name(shard), "saved", number, patience=self.spec.patience)
+        except RunError as error:
+            said = ", ".join([error.headline, *(text for label, text in error.rows if label == "found")])
+            newest = self._kept[self._whole]
+            self.here.emit(SaveFailed(iterations, said, int(newest["lbfgs"]["iterations"]) if newest else None))
+            return error
+        self._kept = {self._whole: self._kept[self._whole], number: kept}
+        self._whole, now = number, self.here.now()
+        self.here.emit(Saved(iterations, stood, now - began, num_bytes, number, now, kept))
+        return None
+
+
+def _added(slices: Sequence[Matrix]) -> Matrix:
+    """A matrix as the sum of those of all slices."""
+    return tuple(tuple(math.fsum(cells) for cells in zip(*rows, strict=True)) for rows in zip(*slices, strict=True))
