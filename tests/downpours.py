@@ -38,7 +38,7 @@ from squall.strategy.downpour import (
     ReplicaSpec,
     Summary,
 )
-from squall.strategy.downpour.evaluator import Measure
+from squall.strategy.evaluator import Measure
 
 EVEN = Costs(minibatch=0.1, spread=0.0, stragglers=0.0, latency=0.0002, bandwidth=1e9, server=5e9)
 CLASSES = 3

@@ -53,8 +53,8 @@ class Seen:
 class SeenShard(VectorShard):
     """A shard that notes what it adds up, and to what."""
 
-    def __init__(self, spec: VectorSpec, layers: InMemory, seen: dict[int, Seen]) -> None:
-        super().__init__(spec, layers)
+    def __init__(self, spec: VectorSpec, points: InMemory, pairs: InMemory, seen: dict[int, Seen]) -> None:
+        super().__init__(spec, points, pairs)
         self._seen = seen
 
     def _judged(self, push: Push, send: torch.Tensor) -> Outcome:
@@ -148,7 +148,8 @@ class Job:
         self.reach = self.history + 2
         vector = self.layout.vector(self.model)
         first = [first_layer(part, vector) for part in self.slices]
-        self.layers = InMemory(first, keep=2 * self.reach)
+        self.points = InMemory(first)
+        self.pairs = self.points.beside()
         self._gradients = Gradients(self.model, self.layout, self.spec, step, self.data)
 
     def program(self) -> Program:
@@ -158,7 +159,7 @@ class Job:
             VectorSpec(part, self.layout.dtype, self.history, self.order.num_steps, self.reach) for part in self.slices
         ]
         roles = {
-            f"shard-{spec.slice.index}": Plan(partial(SeenShard, spec, self.layers, self.seen), "shard")
+            f"shard-{spec.slice.index}": Plan(partial(SeenShard, spec, self.points, self.pairs, self.seen), "shard")
             for spec in specs
         }
         roles |= {f"replica-{index}": replica for index in range(self.replicas)}
@@ -203,7 +204,7 @@ class Job:
         """As a driver that goes on from the newest whole set of snapshots, with the records that belong to it."""
         saved = next((record for record in reversed(self.records) if isinstance(record, Saved)), None)
         self.snapshot = saved.number if saved is not None else 0
-        for kept in self.layers._kept:
+        for kept in (*self.points._kept, *self.pairs._kept):
             kept[:] = [snapshot for snapshot in kept if snapshot.number <= self.snapshot]
         del self.records[self.records.index(SaveBegan(self.snapshot)) if saved is not None else 0 :]
         self.carried = json.loads(json.dumps(saved.tally)) if saved is not None else None
@@ -241,8 +242,8 @@ class Job:
 
     def point(self, number: int) -> torch.Tensor:
         """The weights in a snapshot."""
-        return torch.cat([self.layers.read(index, number).tensors["x"] for index in range(self.shards)])
+        return torch.cat([self.points.read(index, number).tensors["x"] for index in range(self.shards)])
 
     def end(self) -> torch.Tensor:
         """The weights in the newest snapshot."""
-        return self.point(self.layers.newest(0).number)
+        return self.point(self.points.newest(0).number)

@@ -185,7 +185,7 @@ def test_statistics_of_a_normalisation_are_those_of_the_portions() -> None:
         weights = torch.cat([trials[-1], start])
         job._gradients.compute(portion, weights, [0], torch.zeros_like(weights), mean=False)
         expected += samples * weights[job.layout.parameters_end :]
-    found = job.layers.read(0, summary.snapshot).tensors["buffers"]
+    found = job.points.read(0, summary.snapshot).tensors["buffers"]
     torch.testing.assert_close(found, expected / job.num_samples, rtol=0, atol=1e-12)
     assert model.training
     saved = [record for record in job.records if isinstance(record, Saved)][-1]

@@ -318,21 +318,21 @@ def test_nothing_hides_another_mistake():
 
 
 @pytest.mark.parametrize(
-    ("assignment", "label"),
+    ("assignment", "label", "owners"),
     [
-        ("downpour.replicas=4", "downpour.replicas=4"),
-        ("simulated.server=1GB", "simulated.server=1GB"),
-        ("downpour={ replicas = 2, shards = 2 }", "downpour={replicas = 2, shards = 2}"),
+        ("downpour.replicas=4", "downpour.replicas=4", "strategy=downpour"),
+        ("simulated.server=1GB", "simulated.server=1GB", "strategy=downpour or strategy=sandblaster"),
+        ("downpour={ replicas = 2, shards = 2 }", "downpour={replicas = 2, shards = 2}", "strategy=downpour"),
     ],
 )
-def test_keys_of_another_strategy_name_it(assignment, label):
+def test_keys_of_another_strategy_name_it(assignment, label, owners):
     found = overridden("digits", assignment)
-    assert found == {label: "not read by strategy=sync. Write strategy=downpour, or leave it out"}
+    assert found == {label: f"not read by strategy=sync. Write {owners}, or leave it out"}
 
 
 def test_a_misspelt_strategy_is_one_mistake():
     found = overridden("digits-downpour", "strategy=downpuor")
-    assert found == {"strategy=downpuor": "not known. One of: downpour sync"}
+    assert found == {"strategy=downpuor": "not known. One of: downpour sandblaster sync"}
     assert overridden("digits", "strategy=downpuor") == found
 
 
@@ -383,4 +383,4 @@ def test_the_same_strategy_again_drops_nothing():
 
 def test_the_names_known_without_torch_are_those_of_the_parts():
     assert sorted(SERVER_RULES) == sorted(known.SHARD_RULES)
-    assert {*STRATEGIES, "downpour"} == set(known.STRATEGIES)  # the second kind: programs of roles
+    assert {*STRATEGIES, "downpour", "sandblaster"} == set(known.STRATEGIES)  # the second kind: programs of roles

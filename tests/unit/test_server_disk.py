@@ -156,5 +156,5 @@ def test_a_whole_set_stays_while_a_shard_cannot_save(tmp_path: Path) -> None:
         store._temporary(store._path(1, number)).mkdir()  # what shard 1 would write first
         with pytest.raises(RunError, match="shard 1 cannot save its snapshot"):
             store.save(1, snapshot(number))
-    assert sorted(store._numbers(0)) == [1, 4, 5]
+    assert sorted(store.numbers(0)) == [1, 4, 5]
     assert store.go_back(2) == (1, {"records": 100})

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import asdict
-from itertools import pairwise
 from typing import Any
 
 from squall.data.order import Order
 from squall.explain import rows
 from squall.explain.facts import ModelFacts
 from squall.explain.rows import FLOAT_BYTES, ending, rough
+from squall.explain.shards import each_of, elements, elements_of_shards
 from squall.optim.lr import Segment
 from squall.recipe import DownpourSpec, Recipe
 from squall.units import count
@@ -110,7 +110,7 @@ def warnings(recipe: Recipe, order: Order) -> Iterator[str]:
 
 def numbers(recipe: Recipe, facts: ModelFacts, order: Order, segments: tuple[Segment, ...]) -> dict[str, Any]:
     """The values behind the text."""
-    downpour, size = _of(recipe), _elements(facts) * FLOAT_BYTES
+    downpour, size = _of(recipe), elements(facts) * FLOAT_BYTES
     return {
         "name": recipe.name,
         "worker_batch_size": recipe.worker_batch_size,
@@ -125,7 +125,7 @@ def numbers(recipe: Recipe, facts: ModelFacts, order: Order, segments: tuple[Seg
         "expected_staleness": expected_staleness(downpour.replicas, downpour.fetch_every, downpour.push_every),
         "fetch_bytes": size,
         "push_bytes": size,
-        "shard_elements": _cuts(facts, downpour.shards),
+        "shard_elements": elements_of_shards(facts, downpour.shards),
         "server_bytes": size + facts.num_trainable * FLOAT_BYTES * rows.num_states(recipe),
         "checkpoint_bytes": rows.checkpoint_bytes(recipe, facts),
     }
@@ -187,7 +187,7 @@ def _staleness(downpour: DownpourSpec) -> list[str]:
 
 
 def _traffic(downpour: DownpourSpec, facts: ModelFacts) -> list[str]:
-    size = _elements(facts) * FLOAT_BYTES
+    size = elements(facts) * FLOAT_BYTES
     mean = size / downpour.fetch_every + size / downpour.push_every
     what = "weights and statistics" if facts.batch_norms else "weights"
     text = f"a fetch {rough(size)} of {what}, a push {rough(size)}"
@@ -196,14 +196,9 @@ def _traffic(downpour: DownpourSpec, facts: ModelFacts) -> list[str]:
 
 
 def _shards(recipe: Recipe, downpour: DownpourSpec, facts: ModelFacts) -> list[str]:
-    cuts = _cuts(facts, downpour.shards)
-    low, high = min(cuts), max(cuts)
-    each = f"{count(high)} elements" if low == high else f"{count(low)} or {count(high)} elements"
-    held = _elements(facts) * FLOAT_BYTES + facts.num_trainable * FLOAT_BYTES * rows.num_states(recipe)
+    held = elements(facts) * FLOAT_BYTES + facts.num_trainable * FLOAT_BYTES * rows.num_states(recipe)
     words = " + ".join(["weights", *rows.state_words(recipe)])
-    text = f"{count(downpour.shards)} with {each}{' each' if downpour.shards > 1 else ''}"
-    text += f" (of {count(facts.num_trainable)} parameters; cuts at multiples of 64)"
-    return [f"{text}; {recipe.optimizer.name} on each; {words} {rough(held)} over all"]
+    return [f"{each_of(facts, downpour.shards)}; {recipe.optimizer.name} on each; {words} {rough(held)} over all"]
 
 
 def _rate(recipe: Recipe, segments: tuple[Segment, ...]) -> list[str]:
@@ -214,19 +209,6 @@ def _rate(recipe: Recipe, segments: tuple[Segment, ...]) -> list[str]:
 def _checkpoint(recipe: Recipe, facts: ModelFacts) -> list[str]:
     (text,) = rows.checkpoint(recipe, facts)
     return [text.replace("over all processes", "over all shards")]
-
-
-def _elements(facts: ModelFacts) -> int:
-    """Of the vector that the shards own and that travels."""
-    return max(facts.vector, facts.num_trainable)
-
-
-def _cuts(facts: ModelFacts, shards: int) -> list[int]:
-    """Elements of each shard."""
-    from squall.reduce.flat import ALIGN
-
-    blocks = -(-_elements(facts) // ALIGN)
-    return [ALIGN * (stop - start) for start, stop in pairwise(blocks * i // shards for i in range(shards + 1))]
 
 
 def _minibatches(number: int) -> str:

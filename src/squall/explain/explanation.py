@@ -9,7 +9,7 @@ from typing import Any
 
 from squall.data.order import Order
 from squall.errors import InputError
-from squall.explain import downpour, sync
+from squall.explain import downpour, sandblaster, sync
 from squall.explain.facts import ModelFacts
 from squall.explain.published import known_results
 from squall.recipe import ModelSpec, Recipe
@@ -94,26 +94,32 @@ def explain(recipe: Recipe, facts: ModelFacts, num_samples: int, processes: int 
                 ("to do", f"a smaller {_size_field(recipe)}, or last_batch=short"),
             ],
         )
-    segments = recipe.lr.rate().describe(order)
-    if recipe.strategy == "downpour":
+    notes, warnings = [*_notes(recipe, order)], [*_warnings(recipe, order)]
+    if recipe.strategy == "sandblaster":
+        topics, numbers = sandblaster.topics(recipe, facts, order), sandblaster.numbers(recipe, facts, order)
+        notes, warnings = [*sandblaster.notes(recipe, facts)], [*sandblaster.warnings(recipe, order)]
+    elif recipe.strategy == "downpour":
+        segments = recipe.lr.rate().describe(order)
         topics = downpour.topics(recipe, facts, order, segments)
         numbers = downpour.numbers(recipe, facts, order, segments)
-        own_notes, own_warnings = [*downpour.notes(recipe, facts)], [*downpour.warnings(recipe, order)]
+        notes += downpour.notes(recipe, facts)
+        warnings += downpour.warnings(recipe, order)
     else:
-        topics, numbers = sync.topics_and_numbers(recipe, facts, order, segments, processes)
-        own_notes, own_warnings = [], []
+        topics, numbers = sync.topics_and_numbers(recipe, facts, order, recipe.lr.rate().describe(order), processes)
     return Explanation(
         title=_title(recipe),
         rows=tuple((label, tuple(lines)) for label, lines in topics.items()),
-        notes=(*_notes(recipe, order), *own_notes),
-        warnings=(*_warnings(recipe, order), *own_warnings),
+        notes=tuple(notes),
+        warnings=tuple(warnings),
         numbers=numbers,
         last_line=PLAN.format(name=recipe.name),
     )
 
 
 def _title(recipe: Recipe) -> str:
-    epochs = f"{recipe.epochs} epoch{'' if recipe.epochs == 1 else 's'}"
+    what = "epoch" if recipe.strategy != "sandblaster" else "evaluation"
+    epochs = f"{recipe.epochs} {what}{'' if recipe.epochs == 1 else 's'}"
+    epochs = f"at most {epochs}" if what == "evaluation" else epochs
     if recipe.model is None or recipe.data is None:
         return f"{recipe.name}: {epochs}"
     model = _network(recipe.model)

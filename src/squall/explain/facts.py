@@ -28,6 +28,7 @@ class ModelFacts:
         batch_norms: layers that normalise over the samples of a virtual worker.
         vector: elements of the flat vector that parameter servers own: trainable parameters and floating-point buffers,
             each padded; 0 where nobody counted.
+        buffers: those of them that belong to buffers.
     """
 
     num_parameters: int
@@ -36,6 +37,7 @@ class ModelFacts:
     undecayed: Mapping[str, int] = field(default_factory=dict)
     batch_norms: int = 0
     vector: int = 0
+    buffers: int = 0
 
 
 def model_facts(model: nn.Module, optimizer: OptimizerSpec) -> ModelFacts:
@@ -67,17 +69,15 @@ def model_facts(model: nn.Module, optimizer: OptimizerSpec) -> ModelFacts:
         for parameter in group["params"]:
             kind = "normalisation" if id(parameter) in norms else _kind(owner[id(parameter)], parameter.ndim)
             tally[kind] = tally.get(kind, 0) + 1
-    travelling = [
-        *(p for p in model.parameters() if p.requires_grad),
-        *filter(Tensor.is_floating_point, model.buffers()),
-    ]
+    buffers = sum(aligned(tensor.numel()) for tensor in filter(Tensor.is_floating_point, model.buffers()))
     return ModelFacts(
         num_parameters=sum(p.numel() for p in model.parameters()),
         num_trainable=sum(p.numel() for group in groups for p in group["params"]),
         decayed=tallies[0],
         undecayed=tallies[1],
         batch_norms=sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()),
-        vector=sum(aligned(tensor.numel()) for tensor in travelling),
+        vector=sum(aligned(p.numel()) for p in model.parameters() if p.requires_grad) + buffers,
+        buffers=buffers,
     )
 
 

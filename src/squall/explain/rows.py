@@ -229,5 +229,7 @@ def _kinds(kinds: Mapping[str, int]) -> str:
 
 
 def rough(num_bytes: float) -> str:
-    """Megabytes without digits that nobody needs: 307 MB, 1.2 MB, 3.4 GB."""
+    """Bytes without digits that nobody needs: 307 MB, 1.2 MB, 3.4 GB; 19.5 kB."""
+    if 0 < num_bytes < 1e5:
+        return f"{num_bytes / 1e3:.1f} kB"
     return f"{num_bytes / 1e6:.0f} MB" if 10e6 <= num_bytes < 1e9 else megabytes(num_bytes)

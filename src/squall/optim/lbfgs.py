@@ -189,6 +189,7 @@ class State:
         history: of it.
         value: of the function at x; its gradient's norm stands in the history.
         iterations, evaluations: so far.
+        length: of the last step, in lengths of its direction.
         step: length of the last one, relative to that of x (at least 1); None before the first.
         decrease: of the last one, relative to the value (at least 1).
         kept, damped, skipped: pairs, by what became of them; a damped one is kept too.
@@ -201,6 +202,7 @@ class State:
     value: float = math.nan
     iterations: int = 0
     evaluations: int = 0
+    length: float = 0.0
     step: float | None = None
     decrease: float | None = None
     kept: int = 0
@@ -312,7 +314,7 @@ async def _accept(problem: Problem, spec: LbfgsSpec, state: State, direction: Di
         state.skipped += 1
     decrease = state.value - point.value
     state.decrease = decrease / max(abs(state.value), abs(point.value), 1.0)
-    state.value = point.value
+    state.value, state.length = point.value, step
     length = await _moved_to_trial(problem, state, commands, pair)
     state.step = step * direction.norm / max(length, 1.0)
     state.iterations += 1

@@ -23,6 +23,7 @@ from squall.recipe.names import (
     OPTIMIZERS,
     STRATEGIES,
     is_own,
+    is_read,
 )
 from squall.recipe.resolve import PLAIN, short_forms, table_of
 
@@ -73,8 +74,8 @@ def _missing(label: str) -> Row:
         return "lr", "missing: there is no default rate. Write lr=0.1, or lr.base with lr.base_batch_size"
     if label == "epochs":
         return "epochs", "missing: how many passes over the training set, for example epochs=90"
-    if label == "downpour.replicas":
-        return label, "missing: how many copies of the model compute gradients, for example downpour.replicas=4"
+    if label in ("downpour.replicas", "sandblaster.replicas"):
+        return label, f"missing: how many copies of the model compute gradients, for example {label}=4"
     return label, "missing"
 
 
@@ -110,13 +111,15 @@ def _unknown(
         more = f"loader processes are data.num_workers ({shown(loaders)})"
         yield found, f"no such field. Near: {', '.join(near)}; {more}; processes of a run are the flag --processes"
         return
-    near = [_with_value(name, values) for name in _near(label, recipe_class)]
+    near = [_with_value(name, values) for name in _near(label, recipe_class, values.get("strategy"))]
     yield found, "no such field. " + (f"Near: {', '.join(near)}" if near else "None is near")
 
 
-def _near(label: str, recipe_class: type[BaseModel]) -> list[str]:
-    """Fields that a wrong one may have meant, by full name or by its last part."""
+def _near(label: str, recipe_class: type[BaseModel], strategy: Any) -> list[str]:
+    """Fields that a wrong one may have meant, by full name or by its last part; those that are read go first."""
     names = field_names(recipe_class)
+    if strategy in STRATEGIES:
+        names.sort(key=lambda name: not is_read(strategy, name))
     leaf = label.rpartition(".")[2]
     by_leaf: dict[str, str] = {}
     for name in reversed(names):  # the first of equal leaves wins: a recipe's own field before a table's

@@ -53,7 +53,7 @@ def fault_of(table: Mapping[str, Any]) -> Fault:
     return Fault(kind, role, at, lasts, to_seconds(table["by"])) if kind == "delay" else Fault(kind, role, at, lasts)
 
 
-def fault_rows(label: str, table: Mapping[str, Any], numbers: Mapping[str, Any]) -> Iterator[Row]:
+def fault_rows(label: str, table: Mapping[str, Any], numbers: Mapping[str, Any], strategy: str) -> Iterator[Row]:
     """The mistakes of one fault.
 
     Arguments:
@@ -61,6 +61,7 @@ def fault_rows(label: str, table: Mapping[str, Any], numbers: Mapping[str, Any])
         table: as written.
         numbers: how many roles there are of a kind: {"replica": 4, "shard": 1}; one that is no whole number is a
             mistake of its own and says nothing here.
+        strategy: whose roles they are.
     """
     kinds = [kind for kind in _KEYS if kind in table]
     if len(kinds) != 1:
@@ -68,7 +69,7 @@ def fault_rows(label: str, table: Mapping[str, Any], numbers: Mapping[str, Any])
         yield label, f'{said}. One of {", ".join(_KEYS)} a fault, such as {{ kill = "replica 0", at = "40s" }}'
         return
     kind = kinds[0]
-    yield from _role_rows(f"{label}.{kind}", table[kind], numbers)
+    yield from _role_rows(f"{label}.{kind}", table[kind], numbers, strategy)
     valid = (kind, "at", *_KEYS[kind])
     for key, value in table.items():
         if key not in valid:
@@ -88,7 +89,7 @@ _MISSING = {
 }
 
 
-def _role_rows(label: str, role: Any, numbers: Mapping[str, Any]) -> Iterator[Row]:
+def _role_rows(label: str, role: Any, numbers: Mapping[str, Any], strategy: str) -> Iterator[Row]:
     match = _ROLE.fullmatch(role) if isinstance(role, str) else None
     if match is None:
         yield f"{label}={role}", 'whom it strikes: "replica 3", "shard 0"'
@@ -97,7 +98,7 @@ def _role_rows(label: str, role: Any, numbers: Mapping[str, Any]) -> Iterator[Ro
     number = numbers.get(kind)
     if isinstance(number, int) and int(match[2]) >= number >= 1:
         there = f"is {kind} 0 alone" if number == 1 else f"are {kind}s 0 to {number - 1}"
-        yield f"{label}={role}", f"there {there}: downpour.{kind}s={number}"
+        yield f"{label}={role}", f"there {there}: {strategy}.{kind}s={number}"
 
 
 def _value_rule(kind: str, key: str, value: Any) -> str:

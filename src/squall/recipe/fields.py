@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from squall.recipe.check import shown
+from squall.recipe.names import is_read
 from squall.recipe.resolve import table_of
 from squall.recipe.spec import Recipe
 
@@ -41,7 +42,8 @@ def _rows(table: type[BaseModel], prefix: str, at: BaseModel | None, recipe: Rec
     for name, info in table.model_fields.items():
         inner, value = table_of(table, name), getattr(at, name, None)
         if inner is None:
-            yield _row(f"{prefix}{name}", info, value, recipe is not None)
+            read = recipe is None or is_read(recipe.strategy, f"{prefix}{name}")
+            yield _row(f"{prefix}{name}", info, value if read else None, recipe is not None)
         else:
             yield from _rows(inner, f"{prefix}{name}.", value, recipe)
         if name == "worker_batch_size":

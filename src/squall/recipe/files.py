@@ -104,18 +104,16 @@ def override(recipe: Recipe | Mapping[str, Any], assignments: Iterable[str], whe
     values = recipe.model_dump(exclude_unset=True) if isinstance(recipe, Recipe) else _copied(recipe)
     where = where or str(values.get("name", "recipe"))
     mistakes = Mistakes(where, _hint(where))
-    overridden: set[str] = set()
+    overridden: set[str] = set()  # as paths
     strategy = values.get("strategy", "sync")
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not all(key.strip().split(".")):
             mistakes.add(assignment, "is no key=value")
             continue
-        path = key.strip().split(".")
-        overridden.add(path[0])
-        _assign(values, path, _value(text.strip()))
+        overridden.add(".".join(_assign(values, key.strip().split("."), _value(text.strip()))))
     if values.get("strategy", "sync") != strategy:
-        leave_out_foreign_keys(values, overridden)
+        leave_out_foreign_keys(values, overridden, short_forms(Recipe))
     if overridden & set(BATCH_FIELDS):
         keep_two_batch_fields(values, overridden)
     try:
@@ -126,8 +124,8 @@ def override(recipe: Recipe | Mapping[str, Any], assignments: Iterable[str], whe
     return result
 
 
-def _assign(values: dict[str, Any], path: list[str], value: Any) -> None:
-    """Sets one field in place, creating tables on the way."""
+def _assign(values: dict[str, Any], path: list[str], value: Any) -> list[str]:
+    """Sets one field in place, creating tables on the way; returns its full path."""
     short = short_forms(Recipe)
     if len(path) == 1 and path[0] in short:
         path = [short[path[0]], *path]
@@ -146,11 +144,12 @@ def _assign(values: dict[str, Any], path: list[str], value: Any) -> None:
         table.pop(path[-1], None)
     else:
         table[path[-1]] = value
+    return path
 
 
 _OPTIONAL = {("ema",), ("clip_grad_norm",), ("model", "weights"), ("data", "root"), ("data", "train_limit")}
 _OPTIONAL |= {("data", "test_limit"), ("optimizer", "betas"), ("optimizer", "eps"), ("lr", "base_batch_size")}
-_OPTIONAL |= {("downpour", "local_lr"), ("downpour", "max_staleness")}
+_OPTIONAL |= {("downpour", "local_lr"), ("downpour", "max_staleness"), ("sandblaster", "damping")}
 
 
 def _leave_out_foreign(optimizer: dict[str, Any], name: Any) -> None:

@@ -10,10 +10,15 @@ from collections.abc import Mapping, Sequence
 
 # strategy -> the keys of a recipe that it reads and that not all others do; a key named here is an error elsewhere
 KEYS_OF_STRATEGIES: Mapping[str, Sequence[str]] = {
-    "downpour": ("downpour", "simulated"),
-    "sync": ("global_batch_size", "virtual_workers"),
+    "downpour": ("downpour", "simulated", "lr"),
+    "sandblaster": ("sandblaster", "simulated"),
+    "sync": ("global_batch_size", "virtual_workers", "lr"),
 }
 STRATEGIES = tuple(KEYS_OF_STRATEGIES)
+# strategy -> the fields of the optimizer that it does not read
+NO_RULE: Mapping[str, Sequence[str]] = {
+    "sandblaster": ("name", "momentum", "nesterov", "betas", "eps", "options"),
+}
 SHARD_RULES = ("adagrad", "rmsprop", "sgd")
 """Rules that parameter shards know: each element's update needs nothing but that element's own numbers."""
 
@@ -50,6 +55,18 @@ FIELDS_OF_RULES: Mapping[str, Sequence[str]] = {
     "betas": ("adam", "adamw", "lamb"),
     "eps": ("adagrad", "adam", "adamw", "lamb", "lars", "rmsprop"),
 }
+
+
+def foreign_to(strategy: str) -> list[str]:
+    """The keys that a strategy does not read, and another one does."""
+    own = KEYS_OF_STRATEGIES[strategy]
+    return sorted({key for keys in KEYS_OF_STRATEGIES.values() for key in keys if key not in own})
+
+
+def is_read(strategy: str, field: str) -> bool:
+    """Whether a strategy reads a field of a recipe, by its full name: "lr", "lr.base", "optimizer.momentum"."""
+    table, _, name = field.partition(".")
+    return table not in foreign_to(strategy) and not (table == "optimizer" and name in NO_RULE.get(strategy, ()))
 
 
 def is_own(name: str) -> bool:

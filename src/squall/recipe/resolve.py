@@ -107,8 +107,13 @@ def fill(recipe: Recipe) -> None:
         start = "base" if rises else 0.0
     filled["warmup_from"] = start
     lr.__dict__.update(filled)
-    if recipe.downpour is not None:
-        if recipe.downpour.local_lr is None:  # what a step of Adagrad is worth, only the shards know
-            recipe.downpour.__dict__["local_lr"] = "rate" if rule == "sgd" else 0.0
-        if recipe.simulated is None:
-            recipe.__dict__["simulated"] = SimulatedSpec()
+    if recipe.downpour is not None and recipe.downpour.local_lr is None:
+        # what a step of Adagrad is worth, only the shards know
+        recipe.downpour.__dict__["local_lr"] = "rate" if rule == "sgd" else 0.0
+    if recipe.sandblaster is not None:
+        recipe.sandblaster.__dict__["damping"] = recipe.sandblaster.own_damping
+        if "every" not in recipe.checkpoint.model_fields_set:
+            recipe.__dict__["checkpoint"] = own = recipe.checkpoint.model_copy()  # the default's is everybody's
+            own.__dict__["every"] = "1step"  # an iteration; what an epoch is, only a line search knows
+    if recipe.roles is not None and recipe.simulated is None:
+        recipe.__dict__["simulated"] = SimulatedSpec()

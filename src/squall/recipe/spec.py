@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from squall.checkpoint.spec import CheckpointSpec
 from squall.data.sizes import solve_batches
@@ -24,9 +24,12 @@ from squall.optim.lr import Rate
 from squall.recipe.base import Count, Fraction, NotNegative, Spec, Tables, Words
 from squall.recipe.check import contradictions, rows_of
 from squall.recipe.downpour import DownpourSpec
+from squall.recipe.names import is_read
+from squall.recipe.refused import refused
 from squall.recipe.resolve import fill, flatten
+from squall.recipe.sandblaster import SandblasterSpec
 from squall.recipe.simulated import SimulatedSpec
-from squall.recipe.strategies import foreign_keys, has_global_batch, of_downpour, own_minibatches
+from squall.recipe.strategies import ask_for_rate, foreign_keys, has_global_batch, only_read, own_minibatches
 
 
 class ModelSpec(Spec):
@@ -164,7 +167,11 @@ class ComputeSpec(Spec):
 class CheckpointTable(Spec):
     """When the run's state is saved, and what stays on disk; changes no result."""
 
-    every: str = Field(default="1ep", description='"1ep", "500step" or "10min"; "never": only when asked to stop')
+    every: str = Field(
+        default="1ep",
+        description='"1ep", "500step" or "10min"; "never": only when asked to stop. With sandblaster epochs and steps '
+        'are iterations, and the default is "1step"',
+    )
     keep: Count = Field(default=2, description="the newest so many stay")
     keep_best: str | None = Field(
         default=None, description='the best by a metric of the validation set stays too: "val/accuracy"'
@@ -181,8 +188,9 @@ class Recipe(Spec):
     Takes the tables as mappings or specs, and short forms for common cases: `optimizer="adamw"`, `model="resnet20"`,
     `data="digits"`, `loss="cross_entropy"`, `lr=0.1`, and any field of optimizer, lr, loss and compute without its
     table (`weight_decay=1e-4`, `schedule="cosine"`, `precision="bf16"`). Two of `global_batch_size`,
-    `worker_batch_size` and `virtual_workers` give the third; with `strategy="downpour"` there is `worker_batch_size`
-    alone.
+    `worker_batch_size` and `virtual_workers` give the third; with `strategy="downpour"` and `"sandblaster"` there is
+    `worker_batch_size` alone. With `"sandblaster"` there is no `lr` either: the attribute holds a constant rate of 1,
+    which stands in and is not written.
 
     Raises:
         InputError: with all mistakes at once, each with the nearest valid names.
@@ -195,14 +203,19 @@ class Recipe(Spec):
 
     name: str = Field(default="recipe", min_length=1, description="of the recipe, and of its runs' folders")
     seed: int = Field(default=0, ge=0, lt=2**63, description="of order, augmentation, first weights and dropout")
-    epochs: Count = Field(description="passes over the training set")
-    strategy: str = Field(default="sync", description="who computes which gradient and who applies it: sync, downpour")
+    epochs: Count = Field(
+        description="passes over the training set; with sandblaster the most evaluations of the batch, each one pass"
+    )
+    strategy: str = Field(
+        default="sync", description="who computes which gradient and who applies it: sync, downpour, sandblaster"
+    )
     global_batch_size: Count | None = Field(
-        default=None, description="samples an update: what the optimizer sees (kn); there is none with downpour"
+        default=None,
+        description="samples an update: what the optimizer sees (kn); there is none with downpour and sandblaster",
     )
     worker_batch_size: Count = Field(
         description="samples of a virtual worker, or of one replica (n): what batch normalisation sees; ceil(kn/n) "
-        "workers where n does not divide kn"
+        "workers where n does not divide kn; with sandblaster a portion of the batch"
     )
     loss: LossSpec = Field(default=LossSpec(), description="what is minimised")
     last_batch: Literal["short", "drop", "carry"] = Field(
@@ -222,10 +235,13 @@ class Recipe(Spec):
     model: ModelSpec | None = Field(default=None, description="the network; a task brings its own")
     data: DataSpec | None = Field(default=None, description="the samples; a task brings its own")
     optimizer: OptimizerSpec = Field(default=OptimizerSpec(), description="the update rule")
-    lr: LrSpec = Field(description="the learning rate")
+    lr: LrSpec = Field(default_factory=lambda: LrSpec(base=1.0), description="the learning rate")
     compute: ComputeSpec = Field(default=ComputeSpec(), description="how the arithmetic is carried out")
     checkpoint: CheckpointTable = Field(default=CheckpointTable(), description="when the run is saved")
     downpour: DownpourSpec | None = Field(default=None, description="of strategy downpour: replicas and shards")
+    sandblaster: SandblasterSpec | None = Field(
+        default=None, description="of strategy sandblaster: replicas and shards, L-BFGS"
+    )
     simulated: SimulatedSpec | None = Field(default=None, description="a simulated cluster, for --engine simulated")
 
     def __init__(self, **given: Any) -> None:
@@ -233,13 +249,28 @@ class Recipe(Spec):
 
     @property
     def update_size(self) -> int:
-        """Samples an update: kn with sync, n with downpour, where each replica's minibatch is an update of its own."""
+        """Samples that belong together: kn with sync; n with downpour, where each replica's minibatch is an update of
+        its own; a portion with sandblaster."""
         return self.global_batch_size or self.worker_batch_size
 
     @property
     def virtual_workers(self) -> int:
-        """k: virtual workers of an update; 1 with downpour."""
+        """k: virtual workers of an update; 1 with downpour and sandblaster."""
         return -(-self.update_size // self.worker_batch_size)
+
+    @property
+    def roles(self) -> DownpourSpec | SandblasterSpec | None:
+        """The table of the replicas and shards that do the training; None where ranks in lock-step do."""
+        return self.downpour or self.sandblaster
+
+    @property
+    def has_rate(self) -> bool:
+        """Whether there is a learning rate; else `lr` stands in and means nothing."""
+        return is_read(self.strategy, "lr")
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return only_read(self.strategy, write(self))
 
 
 def build(given: Mapping[str, Any], where: str, hint: str) -> Recipe:
@@ -258,11 +289,12 @@ def _build(recipe: Recipe, given: Mapping[str, Any], mistakes: Mistakes) -> None
     for found, rule in foreign_keys(values):
         mistakes.add(found, rule)
     (solve_batches if has_global_batch(values) else own_minibatches)(values, mistakes)
+    ask_for_rate(values)
     try:
         BaseModel.__init__(recipe, **values)
     except ValidationError as error:
         mistakes.rows.extend(rows_of(error, values, Recipe))
-    for found, rule in (*contradictions(values), *of_downpour(values)):
+    for found, rule in (*contradictions(values), *refused(values)):
         mistakes.add(found, rule)
     mistakes.raise_if_any()
     fill(recipe)

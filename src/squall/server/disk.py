@@ -3,6 +3,7 @@
     server/shard-0-000003.safetensors      weights, the rule's state, what was applied; hashed
     server/shard-1-000003.safetensors
     server/000003.json                     set 3 is whole: every shard has saved it
+    server/pairs-0-000003.safetensors      of batch optimisation: what joined its history since set 2
 
 A shard writes beside its work, into a file of another name which it renames when it is on the disk; it comes back with
 its newest whole file. A run goes on from the newest set that is whole. On a cluster the folder is one that all of its
@@ -21,6 +22,7 @@ import socket
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +44,29 @@ class OnDisk:
 
     Arguments:
         folder: `FOLDER` in it; made by `begin`.
-        keep: the newest so many of each shard stay.
+        keep: the newest so many of each shard stay, besides those of sets that are whole; None: all, until somebody
+            says `forget`.
     """
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
-        self._folder, self._keep, self._word = folder.absolute(), max(keep, 2), ""
+    def __init__(self, folder: Path, keep: int | None = 2) -> None:
+        self._folder, self._keep, self._word = folder.absolute(), max(keep, 2) if keep is not None else None, ""
+        self._name = "shard"
+
+    def beside(self) -> OnDisk:
+        """Others of the same shards and session, all of which are kept."""
+        found = OnDisk(self._folder, None)
+        found._word, found._name = self._word, "pairs"
+        return found
 
     def begin(self, first: Sequence[Snapshot]) -> None:
         """Writes the state before the first push of all shards, as set 0; an older beginning's sets go before it."""
         self._folder.mkdir(parents=True, exist_ok=True)
         self._leave_word()
-        for pattern in ("[0-9]*.json", "shard-*.safetensors"):  # manifests first: none without its files
+        for pattern in (
+            "[0-9]*.json",
+            "shard-*.safetensors",
+            "pairs-*.safetensors",
+        ):  # manifests first: none without its files
             for path in self._folder.glob(pattern):
                 path.unlink(missing_ok=True)
         for shard, snapshot in enumerate(first):
@@ -67,12 +81,38 @@ class OnDisk:
         """
         self._look_for_word()
         passed = []
-        for number in sorted(self._numbers(shard), reverse=True):
+        for number in reversed(self.numbers(shard)):
             try:
                 return _read(self._path(shard, number), number)
             except (OSError, ValueError, SafetensorError) as error:
                 passed.append((f"snapshot {number}", str(error)))
         raise RunError(f"no snapshot of shard {shard} is whole in {self._folder}", passed)
+
+    def numbers(self, shard: int) -> list[int]:
+        """Those that there are, ascending; whole or not."""
+        return sorted(
+            int(path.stem.rpartition("-")[2]) for path in self._folder.glob(f"{self._name}-{shard}-*.safetensors")
+        )
+
+    def read(self, shard: int, number: int) -> Snapshot:
+        """One of a shard.
+
+        Raises:
+            InputError: as of `newest`.
+            RunError: it is not there, or not whole.
+        """
+        self._look_for_word()
+        path = self._path(shard, number)
+        try:
+            return _read(path, number)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise RunError(f"{path.name} cannot be read", [("found", str(error))]) from error
+
+    def forget(self, shard: int, below: int = 0, above: float = inf) -> None:
+        """Removes those whose numbers are smaller, or larger."""
+        for number in self.numbers(shard):
+            if not below <= number <= above and self._is_ours():
+                self._path(shard, number).unlink(missing_ok=True)
 
     def save(self, shard: int, snapshot: Snapshot) -> int:
         """Keeps one, whole or not at all; older ones go, unless they belong to a set that is whole. Returns its bytes.
@@ -102,7 +142,7 @@ class OnDisk:
             found = f"{error.strerror or error}: {self._folder}"
             raise RunError(f"shard {shard} cannot save its snapshot", [("found", found)]) from error
         whole = {int(path.stem) for path in self._folder.glob("[0-9]*.json")}
-        for number in sorted(self._numbers(shard))[: -self._keep]:
+        for number in self.numbers(shard)[: -self._keep] if self._keep is not None else ():
             if number not in whole:  # another shard may have failed to save since
                 self._path(shard, number).unlink(missing_ok=True)
         return len(body) + _HEAD
@@ -110,32 +150,40 @@ class OnDisk:
     def note_whole(self, number: int, values: dict[str, Any]) -> None:
         """Notes that all shards have saved a set, with what else belongs to it."""
         write_json(self._folder / f"{number:06}.json", values)
-        for path in sorted(self._folder.glob("[0-9]*.json"))[: -self._keep]:
+        for path in sorted(self._folder.glob("[0-9]*.json"))[: -(self._keep or 2)]:
             path.unlink(missing_ok=True)
             for shard in self._folder.glob(f"shard-*-{path.stem}.safetensors"):
                 shard.unlink(missing_ok=True)
 
     def go_back(self, shards: int) -> tuple[int, dict[str, Any]] | None:
-        """The newest whole set, as number and values; what is newer is removed. None where there is none."""
+        """The newest whole set, as number and values; what is newer is removed. None where there is none.
+
+        Pairs belong to a set: where one of those that are there cannot be read, an older set's may do.
+        """
+        pairs = self.beside()
         for path in sorted(self._folder.glob("[0-9]*.json"), reverse=True):
             number = int(path.stem)
             try:
                 values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
                 for shard in range(shards):
                     _read(self._path(shard, number), number)
+                    for other in pairs.numbers(shard):
+                        if other <= number:
+                            _read(pairs._path(shard, other), other)
             except (OSError, ValueError, SafetensorError):
                 continue
             self._leave_word()
+            pairs = self.beside()
             for shard in range(shards):
-                for newer in [n for n in self._numbers(shard) if n > number]:
-                    self._path(shard, newer).unlink(missing_ok=True)
+                for kind in (self, pairs):
+                    kind.forget(shard, above=number)
             return number, values
         return None
 
     def _leave_word(self) -> None:
         self._word = secrets.token_hex(8)
         (self._folder / _WORD).write_text(self._word)
-        for path in self._folder.glob(".shard-*.tmp"):  # of those who were killed while they wrote
+        for path in self._folder.glob(".*.safetensors.*.tmp"):  # of those who were killed while they wrote
             with suppress(OSError):
                 path.unlink(missing_ok=True)
 
@@ -172,11 +220,8 @@ class OnDisk:
                     ],
                 ) from error
 
-    def _numbers(self, shard: int) -> list[int]:
-        return [int(path.stem.rpartition("-")[2]) for path in self._folder.glob(f"shard-{shard}-*.safetensors")]
-
     def _path(self, shard: int, number: int) -> Path:
-        return self._folder / f"shard-{shard}-{number:06}.safetensors"
+        return self._folder / f"{self._name}-{shard}-{number:06}.safetensors"
 
     def _temporary(self, path: Path) -> Path:
         return path.with_name(f".{path.name}.{self._word}.tmp")

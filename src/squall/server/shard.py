@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from typing import Any, Protocol
 
 import torch
@@ -57,6 +58,18 @@ class Snapshots(Protocol):
 
     def newest(self, shard: int) -> Snapshot:
         """The newest whole one of a shard; there is always that of the beginning."""
+
+    def beside(self) -> Snapshots:
+        """Others of the same shards, which are all kept."""
+
+    def numbers(self, shard: int) -> list[int]:
+        """Those of a shard that there are, ascending."""
+
+    def read(self, shard: int, number: int) -> Snapshot:
+        """One of them."""
+
+    def forget(self, shard: int, below: int = 0, above: float = inf) -> None:
+        """Removes those whose numbers are smaller, or larger."""
 
     def save(self, shard: int, snapshot: Snapshot) -> int:
         """Keeps one, whole or not at all; returns its bytes."""

@@ -18,10 +18,7 @@ travels but the trial, to the replicas, and sums of gradients, from them::
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Protocol
 
 import torch
 
@@ -32,19 +29,11 @@ from squall.optim.lbfgs import GRADIENT, TRIAL, TRIAL_GRADIENT, X, names
 from squall.server.client import so_far
 from squall.server.layout import Slice
 from squall.server.messages import Fetch, Fetched, Outcome, Push, Receipt, Version
-from squall.server.shard import Snapshot
+from squall.server.shard import Snapshot, Snapshots
 
-_BUFFERS = "buffers"
+Tensors = dict[str, torch.Tensor]
 
-
-class Layers(Protocol):
-    """Where shards of vectors keep snapshots: each holds what has changed since the one before."""
-
-    def read(self, shard: int, number: int) -> Snapshot:
-        """One of them."""
-
-    def save(self, shard: int, snapshot: Snapshot) -> int:
-        """Keeps one, whole or not at all; returns its bytes."""
+BUFFERS = "buffers"
 
 
 @dataclass(frozen=True)
@@ -56,7 +45,7 @@ class VectorSpec:
         dtype: of the vectors.
         history: pairs of L-BFGS.
         portions: of a batch, at most.
-        reach: a snapshot needs none that is older by more than so many.
+        reach: a pair is saved again after so many snapshots, so that older ones can go.
     """
 
     slice: Slice
@@ -81,6 +70,23 @@ class Restore:
 
     number: int
     used: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A snapshot that is to be made.
+
+    Attributes:
+        number: rises.
+        used: pairs that belong to it.
+        whole: the newest one that all shards have saved; what it and later ones do not need is removed.
+        fresh: the one before did not become whole: nothing that it may have saved is relied on.
+    """
+
+    number: int
+    used: tuple[str, ...]
+    whole: int
+    fresh: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,11 +141,12 @@ class VectorShard(Role):
 
     Arguments:
         spec: of the shard.
-        layers: where its snapshots are.
+        points: where its snapshots are: the point, its gradient, buffers.
+        pairs: where those are that joined the history in between.
     """
 
-    def __init__(self, spec: VectorSpec, layers: Layers) -> None:
-        self.spec, self._layers = spec, layers
+    def __init__(self, spec: VectorSpec, points: Snapshots, pairs: Snapshots) -> None:
+        self.spec, self._points, self._pairs = spec, points, pairs
 
     async def begin(self) -> None:
         """Makes room; what is in the vectors comes with an order to restore it."""
@@ -252,9 +259,9 @@ class VectorShard(Role):
 
     # -- snapshots --------------------------------------------------------------------------------------------
 
-    async def copy(self, incarnation: int, number: int, used: tuple[str, ...]) -> float | None:
+    async def copy(self, incarnation: int, copy: Copy) -> float | None:
         """Takes a copy, and begins to save it beside its work: the point, its gradient, and those of the pairs that are
-        used which the newest `reach` snapshots do not hold as they are.
+        used which are not saved as they are.
 
         Returns:
             Seconds that work stood still for it; None of another incarnation than was meant. One that asks again for
@@ -262,11 +269,11 @@ class VectorShard(Role):
         """
         if incarnation != self.here.incarnation or not self._restored:
             return None
-        if number > self._copied[0]:
+        if copy.number > self._copied[0]:
             began = self.here.now()
-            tensors = await self.here.compute(lambda: self._taken(number, used), Cost(bytes=8 * self._bytes))
-            self._copied = number, self.here.now() - began
-            self._saving = self.here.start(self._save(Snapshot(number, tensors, 0, {})))
+            point, pairs = await self.here.compute(lambda: self._taken(copy), Cost(bytes=8 * self._bytes))
+            self._copied = copy.number, self.here.now() - began
+            self._saving = self.here.start(self._save(copy, point, pairs))
         return self._copied[1]
 
     async def saved(self, number: int) -> int | None:
@@ -278,45 +285,52 @@ class VectorShard(Role):
             raise found
         return found
 
-    async def _save(self, snapshot: Snapshot) -> int | RunError:
-        save = partial(self._layers.save, self.spec.slice.index, snapshot)
+    async def _save(self, copy: Copy, point: Tensors, pairs: Tensors) -> int | RunError:
+        index = self.spec.slice.index
+
+        def save() -> int:
+            num_bytes = self._pairs.save(index, Snapshot(copy.number, pairs, 0, {})) if pairs else 0
+            num_bytes += self._points.save(index, Snapshot(copy.number, point, 0, {}))
+            self._pairs.forget(index, copy.whole - self.spec.reach)
+            return num_bytes
+
         try:
             return await self.here.beside(save, Cost(bytes=8 * self._bytes))
         except RunError as error:  # whoever asks for the snapshot hears of it
-            self._held.clear()
             return error
 
-    def _taken(self, number: int, used: tuple[str, ...]) -> dict[str, torch.Tensor]:
-        found = {
-            X: self._vectors[X].clone(),
-            GRADIENT: self._vectors[GRADIENT].clone(),
-            _BUFFERS: self._buffers.clone(),
-        }
-        for name in used:
-            if name not in self._held or self._held[name] <= number - self.spec.reach:
-                found[name], self._held[name] = self._vectors[name].clone(), number
-        return found
+    def _taken(self, copy: Copy) -> tuple[Tensors, Tensors]:
+        """Copies: of the point, its gradient and the buffers; and of pairs."""
+        point = {name: self._vectors[name].clone() for name in (X, GRADIENT)} | {BUFFERS: self._buffers.clone()}
+        pairs = {}
+        for name in copy.used:
+            if copy.fresh or name not in self._held or self._held[name] <= copy.number - self.spec.reach:
+                pairs[name], self._held[name] = self._vectors[name].clone(), copy.number
+        return point, pairs
 
     def _set_back(self, to: Restore) -> None:
-        index, reach = self.spec.slice.index, self.spec.reach
-        wanted = {TRIAL, _BUFFERS} if to.number == 0 else {X, GRADIENT, *to.used, _BUFFERS}
-        self._held = {}
-        for number in range(to.number, max(to.number - reach, -1), -1):
+        index = self.spec.slice.index
+        for kept in (self._points, self._pairs):
+            kept.forget(index, above=to.number)  # of a course that is taken again
+        self._take_up(self._points.read(index, to.number).tensors)
+        self._held, wanted = {}, set(to.used)
+        for number in reversed(self._pairs.numbers(index)):
             if not wanted:
                 break
-            self._take_up(self._layers.read(index, number).tensors, wanted, number)
+            found = {name: vector for name, vector in self._pairs.read(index, number).tensors.items() if name in wanted}
+            self._take_up(found)
+            self._held |= dict.fromkeys(found, number)
+            wanted -= set(found)
         if wanted:
             raise RunError(f"snapshot {to.number} of shard {index} lacks {', '.join(sorted(wanted))}")
         self._open.number, self._restored = -1, True
 
-    def _take_up(self, tensors: Mapping[str, torch.Tensor], wanted: set[str], number: int) -> None:
-        for name in wanted & set(tensors):
-            (self._buffers if name == _BUFFERS else self._vectors[name]).copy_(tensors[name])
-            self._held[name] = number
-            wanted.discard(name)
+    def _take_up(self, tensors: Tensors) -> None:
+        for name, tensor in tensors.items():
+            (self._buffers if name == BUFFERS else self._vectors[name]).copy_(tensor)
 
 
 def first_layer(part: Slice, vector: torch.Tensor) -> Snapshot:
     """The beginning: the trial is where the whole vector is."""
     own = vector[part.start : part.stop]
-    return Snapshot(0, {TRIAL: own[: part.buffers].clone(), _BUFFERS: own[part.buffers :].clone()}, 0, {})
+    return Snapshot(0, {TRIAL: own[: part.buffers].clone(), BUFFERS: own[part.buffers :].clone()}, 0, {})

@@ -15,9 +15,13 @@ class Summary:
         snapshot: number of the shards' last one: the final weights.
         values: for result.json: what was computed by whom, and that it adds up.
         seconds: of the program.
+        done: minibatches that are settled, or iterations.
+        counters: values of the integer buffers, where no shard keeps them.
     """
 
     outcome: str
     snapshot: int
     values: dict[str, Any]
     seconds: float
+    done: int
+    counters: tuple[int, ...] = ()

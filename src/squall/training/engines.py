@@ -57,14 +57,15 @@ def engine_of(
             from squall.engine.ray.cluster import joined, local
             from squall.engine.ray.engine import OnRay
 
-            assert recipe.downpour is not None
+            roles = recipe.downpour or recipe.sandblaster
+            assert roles is not None
             logs, threads = folder / LOGS if folder else None, recipe.compute.threads
             files = defining(task) if task is not None else []
             if cluster:
                 with joined(cluster, trusted=trust_cluster) as ray:
                     yield OnRay(ray, logs, seconds, threads, files)
             else:  # Ray makes as many processes ready as it is told processors: one for each role but the evaluator
-                processes = recipe.downpour.replicas + recipe.downpour.shards + 1
+                processes = roles.replicas + roles.shards + 1
                 with local(cpus=processes, folder=folder or Path()) as ray:
                     yield OnRay(ray, logs, seconds, threads, files, own=True)
 

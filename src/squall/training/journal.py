@@ -43,7 +43,7 @@ from squall.run.requests import Request, take_away, waiting
 from squall.run.result import Outcome, Result, cause
 from squall.run.spec import RunSpec
 from squall.server.disk import FOLDER, OnDisk
-from squall.strategy.downpour import Summary
+from squall.strategy.summary import Summary
 from squall.version import own_version
 
 _LOOK_S = 1.0
@@ -82,6 +82,7 @@ class Journal:
         self.snapshots = OnDisk(out / FOLDER, keep) if out is not None else None
         self._looked = 0.0
         self._body: dict[str, Any] | None = None
+        self._by_epoch = False
         self._mark: dict[str, Any] = {}
 
     def go_back(self, shards: int) -> tuple[int, float] | None:
@@ -97,17 +98,18 @@ class Journal:
 
     @property
     def saved(self) -> int | None:
-        """Minibatches in the newest set that is whole, from which the run would go on; None: there is none."""
+        """Minibatches, or iterations, in the newest whole set, from which the run would go on; None: there is none."""
         return self._saved
 
     @property
     def carried(self) -> Mapping[str, Any] | None:
-        """What came of the pushes of earlier sessions."""
+        """What the coordinator of the session before had to say."""
         return self._body["tally"] if self._body is not None else None
 
     def begin(self, started: Started, argv: Mapping[str, Any] | None, names: Sequence[str], config: Any) -> None:
         """The first thing that is written: from here on there is a run."""
         body, path = self._body, self.path
+        self._by_epoch = started.strategy == "sandblaster"  # its iterations are told as epochs are
         started = Started(**{**vars(started), "start_step": self._settled})
         if path is not None:
             (path / folder.RESULT).unlink(missing_ok=True)
@@ -133,6 +135,8 @@ class Journal:
     def hear(self, record: Record) -> None:
         """Takes what the coordinator says."""
         if isinstance(record, EpochEnded):
+            if self._by_epoch:
+                self._settled, self._seconds = record.epoch + 1, record.seconds
             self.book.note_epoch(record)
             return
         if isinstance(record, SaveBegan):
@@ -163,9 +167,9 @@ class Journal:
             take_away(self.path)
         return found
 
-    def finish(self, model: nn.Module, values: Mapping[str, Any], seconds: float) -> Result:
-        """Writes weights and result of a run that came to one; `values` holds what its program counted."""
-        self._settled = int(values["minibatches"]["settled"])
+    def finish(self, model: nn.Module, summary: Summary) -> Result:
+        """Writes weights and result of a run that came to one."""
+        values, seconds, self._settled = summary.values, summary.seconds, summary.done
         sha256 = weights.sha256(model.named_parameters())
         if self.path is not None:
             tensors = {k: v for k, v in model.state_dict().items() if isinstance(v, torch.Tensor)}
@@ -201,7 +205,7 @@ class Journal:
         values: Mapping[str, Any] = {}
         if summary is not None:
             values, self._seconds = summary.values, summary.seconds
-            self._settled = int(values["minibatches"]["settled"])
+            self._settled = summary.done
         outcome: Outcome
         outcome, headline, advice = cause(error)
         base = {**facts(self._name, outcome, self._spec, self._settled, self._fingerprint), **values}

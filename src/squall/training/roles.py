@@ -25,7 +25,7 @@ from squall.run.spec import RunSpec
 from squall.run.stepper import finisher
 from squall.server.gradients import Gradients
 from squall.server.layout import Layout, held_buffer
-from squall.strategy.downpour.evaluator import Measure
+from squall.strategy.evaluator import Measure
 from squall.task import Task
 from squall.training.parts import compose
 from squall.training.spec import run_spec

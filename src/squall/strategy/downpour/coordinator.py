@@ -112,7 +112,7 @@ class Coordinator(Role):
             raise failed
         values = self._tally.values(await self._holdings(), self._pool)
         outcome = "finished" if self._pool.over else "stopped"
-        return Summary(outcome, self._snapshot, values, self.here.now())
+        return Summary(outcome, self._snapshot, values, self.here.now(), self._pool.settled)
 
     # -- what replicas ask ------------------------------------------------------------------------------------
 

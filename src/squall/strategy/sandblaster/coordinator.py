@@ -29,10 +29,11 @@ from squall.optim.lbfgs import Ended, LbfgsSpec, State, minimise
 from squall.records import Noted, RoleChanged, SaveBegan, Saved, SaveFailed
 from squall.server.client import shard_name, until_answered, worked
 from squall.server.messages import Ask, Lease, Settled
-from squall.server.vectors import Answer, Close, Order, Restore
+from squall.server.vectors import Answer, Close, Copy, Order, Restore
 from squall.strategy.crew import LOOK_S, Crew
 from squall.strategy.members import Member
 from squall.strategy.sandblaster.batch import Batch
+from squall.strategy.sandblaster.iterations import Iterations
 from squall.strategy.sandblaster.tally import Tally
 from squall.strategy.summary import Summary
 
@@ -50,6 +51,7 @@ class CoordinatorSpec:
         backups: whether idle replicas compute copies of what others take long for.
         lease_timeout: seconds of silence after which a replica's unit is handed out again.
         checkpoint: when the shards save; None: only at the end.
+        evaluator: its role's name; None where there is nothing to measure.
         replica: how one is made that joins later.
         patience: seconds of silence after which a shard is given up.
         snapshot: number of the one that it begins with.
@@ -65,6 +67,7 @@ class CoordinatorSpec:
     backups: bool = True
     lease_timeout: float = 60.0
     checkpoint: CheckpointSpec | None = None
+    evaluator: str | None = None
     replica: Plan | None = None
     patience: float = 600.0
     snapshot: int = 0
@@ -100,15 +103,22 @@ class Coordinator(Role):
         spec = self.spec
         self._crew = Crew(self.here, self, spec.replicas, spec.replica, spec.lease_timeout)
         self._tally = Tally(spec.order, spec.carried)
-        self._counters = self._coming = spec.counters
+        self._counters = spec.counters
+        self._iterations = Iterations(self.here, spec.evaluator, spec.patience)
+        self._began = self.here.now(), self._tally.samples
         self._snapshot = self._whole = spec.snapshot
         self._kept: dict[int, dict[str, Any] | None] = {spec.snapshot: dict(spec.carried) if spec.carried else None}
-        self._saved_at = self.here.now(), 0
+        self._saved_at, self._failed = (self.here.now(), 0), False
         self._state: State | None = None
+        self._last: Batch | None = None
         await self._set_back()
 
     async def main(self) -> Summary:
         """Runs until the minimisation ends, or somebody asked to stop."""
+        await self._iterations.prepare()
+        if self._state is not None and self.spec.carried is not None and (untold := self.spec.carried["untold"]):
+            await self._iterations.copied(self._state.iterations, self._counters)
+            self._iterations.tell(untold)
         ended: Ended | None = None
         while True:
             try:
@@ -122,11 +132,13 @@ class Coordinator(Role):
                 await self._set_back()
         self._over = True
         self._crew.wake()
-        outcome = "stopped" if ended is None else "finished"
-        return Summary(outcome, self._whole, self._tally.values(self._state, ended), self.here.now())
+        outcome, state = "stopped" if ended is None else "finished", self._state
+        values, done = self._tally.values(state, ended), state.iterations if state is not None else 0
+        return Summary(outcome, self._whole, values, self.here.now(), done, self._counters)
 
     async def _save_last(self) -> None:
-        """The final weights; all that was done since the beginning if nothing was."""
+        """The final weights; those of the beginning, if nobody got further."""
+        await self._iterations.over()
         if self._saving is not None:
             await self._saving
         if self._state is not None:
@@ -161,7 +173,7 @@ class Coordinator(Role):
         self._batch = None
         self._tally.evaluated(batch)
         answers = await self._order(close=Close(number, batch.count, batch.samples))
-        self._coming = tuple(map(sum, zip(self._counters, batch.counters, strict=False)))
+        self._last = batch
         return batch.loss + math.fsum(answer.penalty for answer in answers)
 
     # -- what replicas ask (Host) -----------------------------------------------------------------------------
@@ -282,12 +294,34 @@ class Coordinator(Role):
     # -- between iterations -----------------------------------------------------------------------------------
 
     async def _told(self, state: State) -> None:
-        self._state = state
+        """An iteration has been accepted: measured, told and saved, all from copies of the point that it led to."""
+        self._state, batch = state, self._last
+        assert batch is not None
         if self.spec.counters or self.spec.buffers:
-            self._counters = self._coming
+            self._counters = tuple(map(sum, zip(self._counters, batch.counters, strict=True)))
             await self._order(take_buffers=True)
+        await self._iterations.copied(state.iterations, self._counters)
+        await self._order()  # a shard that was restarted meanwhile gave away no copy
+        self._iterations.tell(self._told_of(state, batch))
         if self._is_due(state):
             await self._save()
+
+    def _told_of(self, state: State, batch: Batch) -> dict[str, Any]:
+        """Of an iteration's record, what is not measured."""
+        now, samples = self.here.now(), self._tally.samples
+        began, before = self._began
+        self._began = now, samples
+        metrics = {name: total / max(count, 1e-12) for name, (total, count) in batch.metrics.items()}
+        return {
+            "epoch": state.iterations - 1,
+            "step": state.evaluations - 1,
+            "train_loss": state.value,
+            "lr": state.length,
+            "samples_per_second": (samples - before) / max(now - began, 1e-9),
+            "spent": self._tally.spent(),
+            "seconds": now,
+            "train": {**metrics, "gradient_norm": state.history.gradient_norm},
+        }
 
     def _is_due(self, state: State) -> bool:
         rule = self.spec.checkpoint
@@ -304,11 +338,16 @@ class Coordinator(Role):
         assert self._state is not None
         self._snapshot += 1
         number, began, state = self._snapshot, self.here.now(), self._state
-        used = state.history.basis[:-1]
-        values = {"lbfgs": state.values(), "counters": list(self._counters), "evaluations": self._evaluations}
+        values = {
+            "lbfgs": state.values(),
+            "counters": list(self._counters),
+            "evaluations": self._evaluations,
+            "untold": self._iterations.untold,
+        }
         self._saved_at = began, state.iterations
         self.here.emit(SaveBegan(number))
-        copies = await self._all("copy", [(incarnation, number, used) for incarnation in self._incarnations])
+        copy = Copy(number, state.history.basis[:-1], self._whole, fresh=self._failed)
+        copies = await self._all("copy", [(incarnation, copy) for incarnation in self._incarnations])
         if None in copies:
             raise _SetBackError
         self._kept[number] = {**values, **self._tally.state()}
@@ -325,11 +364,11 @@ class Coordinator(Role):
                 num_bytes += await worked(self.here, shard_name(shard), "saved", number, patience=self.spec.patience)
         except RunError as error:
             said = ", ".join([error.headline, *(text for label, text in error.rows if label == "found")])
-            newest = self._kept[self._whole]
+            newest, self._failed = self._kept[self._whole], True
             self.here.emit(SaveFailed(iterations, said, int(newest["lbfgs"]["iterations"]) if newest else None))
             return error
         self._kept = {self._whole: self._kept[self._whole], number: kept}
-        self._whole, now = number, self.here.now()
+        self._whole, self._failed, now = number, False, self.here.now()
         self.here.emit(Saved(iterations, stood, now - began, num_bytes, number, now, kept))
         return None
 

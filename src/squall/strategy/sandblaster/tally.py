@@ -18,6 +18,9 @@ class Tally:
     Arguments:
         order: the training set's portions.
         carried: of the session before (`state`).
+
+    Attributes:
+        samples: in all evaluations.
     """
 
     def __init__(self, order: Order, carried: Mapping[str, Any] | None = None) -> None:
@@ -25,7 +28,8 @@ class Tally:
         carried = carried or {}
         self._evaluations = int(carried.get("evaluated", 0))
         self._portions = int(carried.get("portions", 0))
-        self._samples = int(carried.get("samples", 0))
+        self.samples = int(carried.get("samples", 0))
+        self._spent = {"compute": 0.0, "communication": 0.0}
         self._wasted = int(carried.get("wasted", 0))
         self._set_backs = int(carried.get("set_backs", 0))
         self._redone = int(carried.get("redone", 0))
@@ -42,6 +46,8 @@ class Tally:
         own["seconds"] += settled.seconds
         own["stalled"] += settled.stalled
         self._wasted += settled.unit.count * (not counted)
+        self._spent["compute"] += settled.seconds - settled.stalled
+        self._spent["communication"] += settled.stalled
 
     def evaluated(self, batch: Batch) -> None:
         """Takes a batch in that is complete.
@@ -57,7 +63,12 @@ class Tally:
             )
         self._evaluations += 1
         self._portions += batch.pool.total
-        self._samples += batch.samples
+        self.samples += batch.samples
+
+    def spent(self) -> dict[str, float]:
+        """Where the replicas' time went since this was last asked."""
+        found, self._spent = self._spent, dict.fromkeys(self._spent, 0.0)
+        return found
 
     def set_back(self, iterations: int) -> None:
         """Notes that a shard's death cost so many iterations."""
@@ -69,7 +80,7 @@ class Tally:
         return {
             "evaluated": self._evaluations,
             "portions": self._portions,
-            "samples": self._samples,
+            "samples": self.samples,
             "wasted": self._wasted,
             "set_backs": self._set_backs,
             "redone": self._redone,
@@ -81,7 +92,7 @@ class Tally:
         found: dict[str, Any] = {
             "evaluations": self._evaluations,
             "portions": {"counted": self._portions, "wasted": self._wasted},
-            "samples": self._samples,
+            "samples": self.samples,
             "set_backs": {"times": self._set_backs, "iterations": self._redone},
             "replicas": self._by_replica,
         }
