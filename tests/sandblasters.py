@@ -30,6 +30,7 @@ from squall.server.messages import Outcome, Push, Unit
 from squall.server.snapshots import InMemory
 from squall.server.vectors import Close, VectorShard, VectorSpec, first_layer
 from squall.strategy.sandblaster import Coordinator, CoordinatorSpec, Replica, ReplicaSpec
+from squall.strategy.sandblaster.batch import num_units
 from squall.strategy.summary import Summary
 from tests.downpours import CLASSES, EVEN, DriverDiedError, data
 
@@ -60,7 +61,7 @@ class SeenShard(VectorShard):
     def _judged(self, push: Push, send: torch.Tensor) -> Outcome:
         outcome = super()._judged(push, send)
         if outcome == "applied":
-            self._seen[self._open.number].units[self.spec.slice.index].append(push.unit)
+            self._seen[self._evaluation].units[self.spec.slice.index].append(push.unit)
         return outcome
 
     def _close(self, close: Close) -> float:
@@ -94,12 +95,14 @@ def _plain(value: Any) -> Any:
     return [_plain(each) for each in vars(value).values()] if is_dataclass(value) else value
 
 
-def network(normalised: bool = False, width: int = 5, hidden: int = 30) -> nn.Module:
+def network(
+    normalised: bool = False, width: int = 5, hidden: int = 30, dtype: torch.dtype = torch.float64
+) -> nn.Module:
     torch.manual_seed(3)
     layers: list[nn.Module] = [nn.Linear(width, hidden)]
     if normalised:
         layers.append(nn.BatchNorm1d(hidden))
-    return nn.Sequential(*layers, nn.Tanh(), nn.Linear(hidden, 9), nn.Tanh(), nn.Linear(9, CLASSES)).double()
+    return nn.Sequential(*layers, nn.Tanh(), nn.Linear(hidden, 9), nn.Tanh(), nn.Linear(9, CLASSES)).to(dtype)
 
 
 def step(model: nn.Module, batch: Any) -> tuple[Loss, dict[str, Any]]:
@@ -131,6 +134,7 @@ class Job:
     lease_timeout: float = 5.0
     backups: bool = True
     checkpoint: str | None = "1step"
+    dtype: torch.dtype = torch.float64
     snapshot: int = 0
     carried: Mapping[str, Any] | None = None
     seen: dict[int, Seen] = field(default_factory=lambda: defaultdict(Seen))
@@ -138,11 +142,11 @@ class Job:
     records: list[Record] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.model = network(self.normalised, self.width, self.hidden)
+        self.model = network(self.normalised, self.width, self.hidden, self.dtype)
         self.layout = Layout.of(self.model, weight_decay=self.decay)
         self.slices = self.layout.slices(self.shards)
         self.spec = RunSpec(epochs=1, global_batch_size=self.portion, worker_batch_size=self.portion)
-        self.data = [(x.double(), y) for x, y in data(self.num_samples, self.width)]
+        self.data = [(x.to(self.dtype), y) for x, y in data(self.num_samples, self.width)]
         self.order: Order = self.spec.order(len(self.data))
         self.lbfgs = LbfgsSpec(history=self.history, max_iterations=self.iterations, tolerance_gradient=1e-9)
         self.reach = self.history + 2
@@ -155,8 +159,10 @@ class Job:
     def program(self) -> Program:
         replica_spec = ReplicaSpec(self.layout, self.slices, self.order, self.unit)
         replica = Plan(partial(Replica, replica_spec, lambda: self._gradients), "replica")
+        portions = self.order.num_steps
         specs = [
-            VectorSpec(part, self.layout.dtype, self.history, self.order.num_steps, self.reach) for part in self.slices
+            VectorSpec(part, self.layout.dtype, self.history, portions, num_units(portions, self.unit), self.reach)
+            for part in self.slices
         ]
         roles = {
             f"shard-{spec.slice.index}": Plan(partial(SeenShard, spec, self.points, self.pairs, self.seen), "shard")
@@ -168,8 +174,8 @@ class Job:
             order=self.order,
             replicas=self.replicas,
             shards=self.shards,
+            unit=self.unit,
             counters=(0,) * len(self.layout.counters),
-            buffers=bool(self.layout.buffers),
             backups=self.backups,
             lease_timeout=self.lease_timeout,
             checkpoint=CheckpointSpec.of(self.checkpoint) if self.checkpoint else None,
@@ -216,8 +222,8 @@ class Job:
         model = network(self.normalised, self.width, self.hidden)
         for (name, parameter), place in zip(model.named_parameters(), self.layout.parameters, strict=True):
             assert name == place.name
-            parameter.data = place.view(trial).clone()
-        inputs = torch.stack([x for x, _ in self.data])
+            parameter.data = place.view(trial).double()
+        inputs = torch.stack([x for x, _ in self.data]).double()
         labels = torch.tensor([y for _, y in self.data])
         value = F.cross_entropy(model(inputs), labels)
         for parameter, treated in zip(model.parameters(), self.layout.treated, strict=True):

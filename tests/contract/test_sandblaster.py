@@ -44,6 +44,21 @@ def test_it_is_lbfgs_on_the_whole_set(replicas: int, shards: int) -> None:
     torch.testing.assert_close(job.point(summary.snapshot), local.x, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("normalised", [False, True], ids=["plain", "batch normalisation"])
+def test_the_course_is_the_same_bit_for_bit_with_any_number_of_replicas(normalised: bool) -> None:
+    """Weights, loss and evaluations; statistics of a normalisation too."""
+    ends = []
+    for replicas in (1, 2, 3, 5):
+        job = Job(replicas=replicas, shards=2, normalised=normalised, checkpoint=None)
+        summary = job.run(Costs(minibatch=0.1, spread=0.5, latency=0.02), seed=replicas)
+        last = [job.points.read(shard, summary.snapshot).tensors for shard in range(2)]
+        ends.append([summary.values["loss"], summary.values["evaluations"], job.end(), *(t["buffers"] for t in last)])
+        assert not summary.values["inexact"]
+    for other in ends[1:]:
+        assert other[:2] == ends[0][:2]
+        assert all(torch.equal(a, b) for a, b in zip(other[2:], ends[0][2:], strict=True))
+
+
 def test_each_portion_is_counted_once_in_each_evaluation() -> None:
     job = Job(replicas=3, shards=2)
     summary = job.run()

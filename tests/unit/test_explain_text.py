@@ -17,6 +17,7 @@ RESNET50 = ModelFacts(
     undecayed={"normalisation": 106},
     batch_norms=53,
     vector=25_610_176,
+    buffers=53_120,
 )
 RESNET8 = ModelFacts(
     num_parameters=77_754,

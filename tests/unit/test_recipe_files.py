@@ -13,7 +13,16 @@ from squall.recipe import Recipe, load, override, parse, read, shipped, source, 
 from squall.recipe import names as known
 from squall.recipe.toml import literal
 
-SHIPPED = ("cifar10", "digits", "digits-downpour", "fashion-acoustic", "fashion-mnist", "imagenet", "photos")
+SHIPPED = (
+    "cifar10",
+    "digits",
+    "digits-downpour",
+    "digits-sandblaster",
+    "fashion-acoustic",
+    "fashion-mnist",
+    "imagenet",
+    "photos",
+)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -40,7 +49,9 @@ def test_a_resolved_recipe_loads_back_equal_and_says_everything(name, tmp_path):
     assert again == recipe
     assert to_toml(again) == to_toml(recipe)
     written = tomllib.loads(path.read_text(encoding="utf-8"))
-    assert written["lr"]["scaling"] == ("none" if recipe.optimizer.name == "adagrad" else "linear")
+    assert ("lr" in written) == recipe.has_rate
+    if recipe.has_rate:
+        assert written["lr"]["scaling"] == ("none" if recipe.optimizer.name == "adagrad" else "linear")
     assert written["eval_batch_size"] == 500
 
 

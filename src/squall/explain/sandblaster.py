@@ -125,7 +125,7 @@ def _batch(recipe: Recipe, facts: ModelFacts, order: Order) -> list[str]:
     total, size = count(order.num_samples), recipe.worker_batch_size
     full, rest = divmod(order.num_samples, size)
     cut = f"{count(full)} portion{ending(full)} of {count(size)}" + (f" + one of {count(rest)}" if rest else "")
-    mean = f"loss = sum over {total} / {total}" + (", + decay" if facts.decayed else "")
+    mean = f"value = sum of losses / {total}" + (" + decay" if facts.decayed else "")
     units, last = _units(recipe, order), order.steps_per_epoch % _of(recipe).unit
     one = _of(recipe).unit if units > 1 or not last else last
     unit = f"{count(units)} unit{ending(units)} of {count(one)} portion{ending(one)}"
@@ -144,7 +144,7 @@ def _budget(recipe: Recipe, order: Order) -> list[str]:
 def _replicas(spec: SandblasterSpec, order: Order) -> list[str]:
     units = -(-order.steps_per_epoch // spec.unit)
     if spec.replicas == 1:
-        return [f"1: all {count(units)} unit{ending(units)} of an evaluation"]
+        return ["1: all units of an evaluation"]
     each = units / spec.replicas
     share = f"{'' if each.is_integer() else 'about '}{each:.3g} unit{'' if each == 1 else 's'} each of an evaluation"
     idle = "idle ones compute copies of what takes long" if spec.backups else "idle ones wait (backups=false)"
@@ -200,7 +200,7 @@ def _checkpoint(recipe: Recipe, spec: SandblasterSpec, facts: ModelFacts) -> lis
     when = "when the run is asked to stop" if table.every == NEVER else f"every {table.every}"
     if duration.unit != "second":
         when = "every iteration" if duration.amount <= 1 else f"every {duration.amount:g} iterations"
-    pairs = f"the history's pairs once each, {rough(_history_bytes(spec, facts))}"
+    pairs = f"the history's pairs {rough(_history_bytes(spec, facts))}"
     return [f"{when}, {table.keep} kept: point and gradient {rough(_point_bytes(facts))} each on disk; {pairs}"]
 
 

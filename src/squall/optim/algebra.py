@@ -27,7 +27,7 @@ BLOCK = 1 << 16
 
 @dataclass(frozen=True)
 class Combine:
-    """into <- the sum of factor * vector over all terms; `into` may be one of them."""
+    """into <- the sum of factor * vector over all terms, in their order. No vector is in two; `into` may be in one."""
 
     into: str
     terms: tuple[tuple[str, float], ...]
@@ -109,10 +109,7 @@ class Vectors:
 
     def _combining(self, command: Combine) -> Callable[[int, int], None]:
         vectors, into = self._all, self._all[self._rows[command.into]]
-        factors: dict[int, float] = {}
-        for name, factor in command.terms:
-            row = self._rows[name]
-            factors[row] = factors.get(row, 0.0) + factor
+        factors = {self._rows[name]: factor for name, factor in command.terms}
         runs = [(run, self._numbers([factors[row] for row in run])) for run in _runs(factors)]
         total = self._all.new_empty(min(BLOCK, self.size))
 
@@ -152,7 +149,7 @@ class Vectors:
 
 
 def _runs(rows: Iterable[int]) -> Iterator[range]:
-    """Rows in order, as ranges of those that follow each other."""
-    for _, group in groupby(enumerate(sorted(rows)), lambda pair: pair[1] - pair[0]):
+    """Rows as ranges of those that follow each other, in the given order."""
+    for _, group in groupby(enumerate(rows), lambda pair: pair[1] - pair[0]):
         found = [row for _, row in group]
         yield range(found[0], found[-1] + 1)

@@ -35,9 +35,13 @@ X, GRADIENT, TRIAL, TRIAL_GRADIENT, DIRECTION = "x", "g", "trial", "trial_g", "d
 
 
 def names(history: int) -> tuple[str, ...]:
-    """The vectors that L-BFGS works on, those that are read together side by side."""
+    """The vectors that L-BFGS works on.
+
+    Pairs are read together, so they stand side by side. Those that change their names stand apart from each other and
+    from the pairs: the bits of a sum do not depend on which of them is called what by now.
+    """
     pairs = [f"{kind}{slot}" for kind in "sy" for slot in range(history)]
-    return (*pairs, GRADIENT, TRIAL_GRADIENT, DIRECTION, X, TRIAL)
+    return (*pairs, DIRECTION, GRADIENT, X, TRIAL_GRADIENT, TRIAL)
 
 
 class Problem(Space, Protocol):

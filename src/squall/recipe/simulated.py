@@ -24,7 +24,7 @@ from squall.units import to_bytes_per_second, to_seconds
 class ComputeCost(Spec):
     """How long a replica computes."""
 
-    mean: Time = Field(default="120ms", description="of one replica's minibatch")
+    mean: Time = Field(default="120ms", description="of one replica's minibatch, or of a portion")
     spread: NotNegative = Field(
         default=0.2, description="sigma of a log-normal factor on each minibatch, whose mean is 1"
     )

@@ -76,7 +76,10 @@ class DataSpec(Spec):
 class OptimizerSpec(Spec):
     """The rule that turns a gradient into an update."""
 
-    name: str = Field(default="sgd", description='sgd adamw adam adagrad rmsprop lars lamb, or "package.module:Class"')
+    name: str = Field(
+        default="sgd",
+        description='sgd adamw adam adagrad rmsprop lars lamb, or "package.module:Class"; none with sandblaster',
+    )
     momentum: Fraction = Field(
         default=0.0, description="of sgd, lars, rmsprop; the buffer is free of the rate, Goyal's form (9)"
     )
@@ -103,7 +106,7 @@ class LrSpec(Spec):
     """The learning rate as a function of samples seen."""
 
     base: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
-        description="the rate at base_batch_size; no default"
+        description="the rate at base_batch_size; no default, and none at all with sandblaster"
     )
     base_batch_size: Count | None = Field(
         default=None,
@@ -169,8 +172,8 @@ class CheckpointTable(Spec):
 
     every: str = Field(
         default="1ep",
-        description='"1ep", "500step" or "10min"; "never": only when asked to stop. With sandblaster epochs and steps '
-        'are iterations, and the default is "1step"',
+        description='"1ep", "500step" or "10min"; "never": only when asked to stop. With sandblaster iterations, '
+        "each by default",
     )
     keep: Count = Field(default=2, description="the newest so many stay")
     keep_best: str | None = Field(
@@ -214,8 +217,8 @@ class Recipe(Spec):
         description="samples an update: what the optimizer sees (kn); there is none with downpour and sandblaster",
     )
     worker_batch_size: Count = Field(
-        description="samples of a virtual worker, or of one replica (n): what batch normalisation sees; ceil(kn/n) "
-        "workers where n does not divide kn; with sandblaster a portion of the batch"
+        description="samples of a virtual worker, of a replica, or of a portion of the batch (n): what batch "
+        "normalisation sees; ceil(kn/n) workers"
     )
     loss: LossSpec = Field(default=LossSpec(), description="what is minimised")
     last_batch: Literal["short", "drop", "carry"] = Field(

@@ -9,7 +9,8 @@ travels but the trial, to the replicas, and sums of gradients, from them::
     coordinator  order 8: close evaluation 3; dots d . g      -->   g <- sum / count + decay * trial
 
 * A unit of portions is added once, whoever sends it, and only to the evaluation that it was computed for.
-* Sums are kept in float64: a thousand units lose nothing, and their order hardly shows.
+* Sums are exact (`squall.server.exact`): their bits do not depend on who computed which unit, nor on what came first.
+  Where nothing is known of their size, the coordinator has the first unit computed before all others.
 * Decay belongs to the function: decay / 2 * |x|^2 is added to its value, decay * x to its gradient.
 * Buffers (running statistics of a normalisation) have no gradient. Each portion begins with those of the point; the
   trial's are their mean over samples, and become the point's when the trial does.
@@ -18,7 +19,7 @@ travels but the trial, to the replicas, and sums of gradients, from them::
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -27,13 +28,14 @@ from squall.errors import RunError
 from squall.optim.algebra import Command, Matrix, Vectors, changed
 from squall.optim.lbfgs import GRADIENT, TRIAL, TRIAL_GRADIENT, X, names
 from squall.server.client import so_far
+from squall.server.exact import ExactSums
 from squall.server.layout import Slice
 from squall.server.messages import Fetch, Fetched, Outcome, Push, Receipt, Version
 from squall.server.shard import Snapshot, Snapshots
 
 Tensors = dict[str, torch.Tensor]
 
-BUFFERS = "buffers"
+BUFFERS, _SCALE = "buffers", "scale"
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class VectorSpec:
         slice: of every vector.
         dtype: of the vectors.
         history: pairs of L-BFGS.
-        portions: of a batch, at most.
+        portions, units: of a batch.
         reach: a pair is saved again after so many snapshots, so that older ones can go.
     """
 
@@ -52,6 +54,7 @@ class VectorSpec:
     dtype: torch.dtype
     history: int
     portions: int
+    units: int
     reach: int
 
 
@@ -98,7 +101,7 @@ class Order:
         incarnation: of the shard that it is meant for; None: whichever there is, with `restore`.
         close: the evaluation that is complete.
         commands: on the slices.
-        take_buffers: the trial's become the point's.
+        accept: the trial has become the point: its buffers are, and its sums are what the next are expected to be like.
         begin: the number of the evaluation that is opened, at the trial.
         restore: where all vectors are set back to.
     """
@@ -107,7 +110,7 @@ class Order:
     incarnation: int | None
     close: Close | None = None
     commands: tuple[Command, ...] = ()
-    take_buffers: bool = False
+    accept: bool = False
     begin: int | None = None
     restore: Restore | None = None
 
@@ -120,20 +123,13 @@ class Answer:
         incarnation: of the shard that answers; where it is not the one that was meant, nothing was done.
         matrices: of the `Dots` among the commands, over this slice.
         penalty: decay's part of the value, with `close`.
+        exact: whether the sums' bits are those of any order, with `close`.
     """
 
     incarnation: int
     matrices: tuple[Matrix, ...] = ()
     penalty: float = 0.0
-
-
-@dataclass
-class _Evaluation:
-    """Sums of the batch at the trial; a byte a portion says which are in them."""
-
-    number: int
-    sums: torch.Tensor
-    states: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.uint8))
+    exact: bool = True
 
 
 class VectorShard(Role):
@@ -154,7 +150,13 @@ class VectorShard(Role):
         self._vectors = Vectors(names(self.spec.history), part.buffers, dtype)
         self._buffers = torch.zeros(part.size - part.buffers, dtype=dtype)
         self._coming = self._buffers.clone()
-        self._open = _Evaluation(-1, torch.zeros(part.size, dtype=torch.float64))
+        self._sums = (
+            ExactSums(part.buffers, dtype),
+            ExactSums(part.size - part.buffers, dtype),
+        )  # of gradients, of buffers
+        self._scale = 0.0, 0.0  # what is largest in a unit at the point
+        self._evaluation = -1  # the one that is open
+        self._states = torch.zeros(self.spec.portions, dtype=torch.uint8)  # 1: a portion is in the sums
         self._done = -1, Answer(self.here.incarnation)
         self._restored = False
         self._held: dict[str, int] = {}  # which snapshot has a pair's vector as it is now
@@ -177,7 +179,7 @@ class VectorShard(Role):
                 return last[1]  # came twice: its memory may be in use by now
             into[: self.spec.slice.buffers].copy_(self._vectors[fetch.vector])
             into[self.spec.slice.buffers :].copy_(self._buffers)
-            found = Fetched(Version(self.here.incarnation, self._open.number))
+            found = Fetched(self._version())
             self._fetched[fetch.sender.name] = (fetch.sender.incarnation, fetch.number), found
             return found
 
@@ -194,22 +196,26 @@ class VectorShard(Role):
         """
 
         def work() -> Receipt:
-            return Receipt(self._judged(push, send), None, Version(self.here.incarnation, self._open.number))
+            return Receipt(self._judged(push, send), None, self._version())
 
         return await self.here.compute(work, Cost(bytes=5 * self._bytes))
 
     def _judged(self, push: Push, send: torch.Tensor) -> Outcome:
-        unit, now = push.unit, self._open
-        if push.base != Version(self.here.incarnation, now.number):
+        unit, part = push.unit, self.spec.slice
+        if push.base != self._version() or self._evaluation < 0:
             return "dropped"
-        states = now.states[unit.first : unit.first + unit.count]
+        states = self._states[unit.first : unit.first + unit.count]
         if len(states) != unit.count:
-            raise RunError(f"{push.sender.name} pushed portion {unit.minibatches[-1]} of {len(now.states)}")
+            raise RunError(f"{push.sender.name} pushed portion {unit.minibatches[-1]} of {len(self._states)}")
         if bool(states.any()):
             return "repeated"
-        now.sums.add_(send)
+        for sums, own in zip(self._sums, (send[: part.buffers], send[part.buffers :]), strict=True):
+            sums.add(own)
         states.fill_(1)
         return "applied"
+
+    def _version(self) -> Version:
+        return Version(self.here.incarnation, self._evaluation)
 
     # -- what the coordinator tells ---------------------------------------------------------------------------
 
@@ -229,32 +235,35 @@ class VectorShard(Role):
         matrices = tuple(self._vectors.do(*order.commands))
         for name in changed(order.commands):
             self._held.pop(name, None)
-        if order.take_buffers:
+        if order.accept:
             self._buffers.copy_(self._coming)
+            self._scale = self._sums[0].largest, self._sums[1].largest
         if order.begin is not None:
-            states = torch.zeros(self.spec.portions, dtype=torch.uint8)
-            self._open = _Evaluation(order.begin, self._open.sums.zero_(), states)
-        self._done = order.number, Answer(self.here.incarnation, matrices, penalty)
+            self._evaluation = order.begin
+            self._states.zero_()
+            for sums, largest in zip(self._sums, self._scale, strict=True):
+                sums.begin(largest, self.spec.units)
+        exact = all(sums.exact for sums in self._sums)
+        self._done = order.number, Answer(self.here.incarnation, matrices, penalty, exact)
         return self._done[1]
 
     def _close(self, close: Close) -> float:
         """Makes the sums a gradient; returns decay's part of the value."""
-        if self._open.number != close.evaluation:
-            raise RunError(f"evaluation {close.evaluation} is not open: {self._open.number} is")
-        part, sums = self.spec.slice, self._open.sums
+        if self._evaluation != close.evaluation:
+            raise RunError(f"evaluation {close.evaluation} is not open: {self._evaluation} is")
+        gradients, buffers = (sums.take() for sums in self._sums)
         trial, gradient = self._vectors[TRIAL], self._vectors[TRIAL_GRADIENT]
         penalty = 0.0
-        for piece in part.pieces:
+        for piece in self.spec.slice.pieces:
             mine = slice(piece.start, piece.stop)
-            found = sums[mine].div_(close.count)
+            found = gradients[mine].div_(close.count)
             if decay := piece.treated.weight_decay:
                 point = trial[mine].double()
                 found.add_(point, alpha=decay)
                 penalty += decay / 2 * float(point @ point)
             gradient[mine].copy_(found)
-        if close.samples:
-            self._coming.copy_(sums[part.buffers :].div_(close.samples))
-        self._open.number = -1
+        self._coming.copy_(buffers.div_(max(close.samples, 1)))
+        self._evaluation = -1
         return penalty
 
     # -- snapshots --------------------------------------------------------------------------------------------
@@ -302,6 +311,7 @@ class VectorShard(Role):
     def _taken(self, copy: Copy) -> tuple[Tensors, Tensors]:
         """Copies: of the point, its gradient and the buffers; and of pairs."""
         point = {name: self._vectors[name].clone() for name in (X, GRADIENT)} | {BUFFERS: self._buffers.clone()}
+        point[_SCALE] = torch.tensor(self._scale, dtype=torch.float64)
         pairs = {}
         for name in copy.used:
             if copy.fresh or name not in self._held or self._held[name] <= copy.number - self.spec.reach:
@@ -312,7 +322,9 @@ class VectorShard(Role):
         index = self.spec.slice.index
         for kept in (self._points, self._pairs):
             kept.forget(index, above=to.number)  # of a course that is taken again
-        self._take_up(self._points.read(index, to.number).tensors)
+        point = self._points.read(index, to.number).tensors
+        self._scale = tuple(point[_SCALE].tolist()) if _SCALE in point else (0.0, 0.0)
+        self._take_up({name: tensor for name, tensor in point.items() if name != _SCALE})
         self._held, wanted = {}, set(to.used)
         for number in reversed(self._pairs.numbers(index)):
             if not wanted:
@@ -323,7 +335,7 @@ class VectorShard(Role):
             wanted -= set(found)
         if wanted:
             raise RunError(f"snapshot {to.number} of shard {index} lacks {', '.join(sorted(wanted))}")
-        self._open.number, self._restored = -1, True
+        self._evaluation, self._restored = -1, True
 
     def _take_up(self, tensors: Tensors) -> None:
         for name, tensor in tensors.items():

@@ -18,6 +18,7 @@ from squall.server.shard import Snapshot, Snapshots
 from squall.server.vectors import BUFFERS, VectorShard, VectorSpec, first_layer
 from squall.strategy.evaluator import Evaluator, EvaluatorSpec
 from squall.strategy.sandblaster import Coordinator, CoordinatorSpec, Replica, ReplicaSpec
+from squall.strategy.sandblaster.batch import num_units
 from squall.strategy.summary import Summary
 from squall.training.prepared import Lent
 from squall.training.roles import Built, Origin
@@ -77,8 +78,8 @@ class Sandblaster:
             order=self.order,
             replicas=own.replicas,
             shards=own.shards,
+            unit=own.unit,
             counters=tuple(self._built.counters().tolist()),
-            buffers=bool(self.layout.buffers),
             backups=own.backups,
             lease_timeout=own.lease_seconds,
             checkpoint=self._recipe.checkpoint.rule(),
@@ -120,6 +121,7 @@ class Sandblaster:
         return torch.cat(parts), list(summary.counters)
 
     def _shard(self, index: int, points: Snapshots, pairs: Snapshots) -> Plan:
-        history = self._own.history
-        spec = VectorSpec(self.slices[index], self.layout.dtype, history, self.order.num_steps, history + _REACH)
+        history, portions = self._own.history, self.order.num_steps
+        units = num_units(portions, self._own.unit)
+        spec = VectorSpec(self.slices[index], self.layout.dtype, history, portions, units, history + _REACH)
         return Plan(partial(VectorShard, spec, points, pairs), "shard", cpus=0.0)

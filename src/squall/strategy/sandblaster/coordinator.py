@@ -9,7 +9,8 @@ Dean et al. 2012, section 4.2 and algorithm 2. It holds numbers only, as many fo
 
 * A unit is handed out again when its replica is gone, and a copy of it to an idle replica when it takes longer than
   units usually do: whichever comes first is taken, on each shard once, and counted once.
-* An evaluation is over when all shards hold all units. The loss is added up in float64, in the portions' order.
+* An evaluation is over when all shards hold all units. Neither its loss, float64 sums in the portions' order, nor its
+  gradient, exact sums, depends on who computed what: the course is the same, bit for bit, with any replicas and deaths.
 * A shard that died sets all of them back to the newest snapshot that is whole; the iterations since are done again.
 """
 
@@ -47,7 +48,8 @@ class CoordinatorSpec:
         order: the training set's portions, as the minibatches of one epoch.
         replicas: to begin with; named replica-0, replica-1, ...
         shards: their number.
-        counters: values of the integer buffers; `buffers`: whether there are others.
+        unit: portions that are handed out at once.
+        counters: values of the integer buffers.
         backups: whether idle replicas compute copies of what others take long for.
         lease_timeout: seconds of silence after which a replica's unit is handed out again.
         checkpoint: when the shards save; None: only at the end.
@@ -62,8 +64,8 @@ class CoordinatorSpec:
     order: Portions
     replicas: int
     shards: int
+    unit: int = 1
     counters: tuple[int, ...] = ()
-    buffers: bool = False
     backups: bool = True
     lease_timeout: float = 60.0
     checkpoint: CheckpointSpec | None = None
@@ -160,7 +162,9 @@ class Coordinator(Role):
         self._evaluations += 1
         number = self._evaluations
         await self._order(begin=number)
-        self._batch = batch = Batch.of(number, self.spec.order.num_steps)
+        self._batch = batch = Batch.of(
+            number, self.spec.order.num_steps, self.spec.unit, first_alone=self._state is None
+        )
         self._crew.wake()
         while not batch.pool.over:
             if self._stopping:
@@ -173,6 +177,7 @@ class Coordinator(Role):
         self._batch = None
         self._tally.evaluated(batch)
         answers = await self._order(close=Close(number, batch.count, batch.samples))
+        self._tally.closed(all(answer.exact for answer in answers))
         self._last = batch
         return batch.loss + math.fsum(answer.penalty for answer in answers)
 
@@ -192,9 +197,10 @@ class Coordinator(Role):
         batch, now = self._batch, self.here.now()
         if batch is None:
             return None
-        unit = batch.pool.lease(member.name, member.part, self._crew.members.wanted, ask.wanted, now)
+        members = self._crew.members
+        unit = batch.lease(member.name, member.part, members.wanted, members.leads(member.name), now)
         if unit is None and ask.patient and self.spec.backups:
-            unit = batch.pool.again(member.name, self.usual_duration, now)
+            unit = batch.again(member.name, self.spec.unit * self.usual_duration, now)
         return Lease(unit, evaluation=batch.number, counters=self._counters) if unit is not None else None
 
     def settle(self, ask: Ask) -> None:
@@ -226,7 +232,7 @@ class Coordinator(Role):
             if any(receipt.version.incarnation != known for receipt, known in pairs):
                 self._batch = None  # a shard was restarted: `evaluate` hears of it
             elif any(receipt.outcome == "dropped" for receipt in settled.receipts):
-                batch.pool.hand_back(settled.unit, name)
+                batch.hand_back(settled.unit, name)
             else:
                 counts = batch.take(settled)
         if not settled.samples:
@@ -243,11 +249,11 @@ class Coordinator(Role):
         *,
         close: Close | None = None,
         commands: Sequence[Command] = (),
-        take_buffers: bool = False,
+        accept: bool = False,
         begin: int | None = None,
     ) -> list[Answer]:
         self._orders += 1
-        rest = close, tuple(commands), take_buffers, begin
+        rest = close, tuple(commands), accept, begin
         orders = [Order(self._orders, incarnation, *rest) for incarnation in self._incarnations]
         answers: list[Answer] = await self._all("order", [(order,) for order in orders])
         if any(answer.incarnation != order.incarnation for answer, order in zip(answers, orders, strict=True)):
@@ -297,9 +303,8 @@ class Coordinator(Role):
         """An iteration has been accepted: measured, told and saved, all from copies of the point that it led to."""
         self._state, batch = state, self._last
         assert batch is not None
-        if self.spec.counters or self.spec.buffers:
-            self._counters = tuple(map(sum, zip(self._counters, batch.counters, strict=True)))
-            await self._order(take_buffers=True)
+        self._counters = tuple(map(sum, zip(self._counters, batch.counters, strict=True)))
+        await self._order(accept=True)
         await self._iterations.copied(state.iterations, self._counters)
         await self._order()  # a shard that was restarted meanwhile gave away no copy
         self._iterations.tell(self._told_of(state, batch))

@@ -30,6 +30,7 @@ class Tally:
         self._portions = int(carried.get("portions", 0))
         self.samples = int(carried.get("samples", 0))
         self._spent = {"compute": 0.0, "communication": 0.0}
+        self._inexact = int(carried.get("inexact", 0))
         self._wasted = int(carried.get("wasted", 0))
         self._set_backs = int(carried.get("set_backs", 0))
         self._redone = int(carried.get("redone", 0))
@@ -62,13 +63,17 @@ class Tally:
                 [("found", f"{batch.samples} samples"), ("expected", f"{expected}")],
             )
         self._evaluations += 1
-        self._portions += batch.pool.total
+        self._portions += batch.portions
         self.samples += batch.samples
 
     def spent(self) -> dict[str, float]:
         """Where the replicas' time went since this was last asked."""
         found, self._spent = self._spent, dict.fromkeys(self._spent, 0.0)
         return found
+
+    def closed(self, exact: bool) -> None:
+        """Notes whether a gradient's bits are those of any order."""
+        self._inexact += not exact
 
     def set_back(self, iterations: int) -> None:
         """Notes that a shard's death cost so many iterations."""
@@ -81,6 +86,7 @@ class Tally:
             "evaluated": self._evaluations,
             "portions": self._portions,
             "samples": self.samples,
+            "inexact": self._inexact,
             "wasted": self._wasted,
             "set_backs": self._set_backs,
             "redone": self._redone,
@@ -91,6 +97,7 @@ class Tally:
         """For result.json."""
         found: dict[str, Any] = {
             "evaluations": self._evaluations,
+            "inexact": self._inexact,
             "portions": {"counted": self._portions, "wasted": self._wasted},
             "samples": self.samples,
             "set_backs": {"times": self._set_backs, "iterations": self._redone},
