@@ -107,6 +107,27 @@ class Pushed(Record):
 
 
 @dataclass(frozen=True)
+class Evaluating(Record):
+    """How far an evaluation of the batch is (batch optimisation); for who looks on, it stands in no file.
+
+    Attributes:
+        seconds: since the run's start.
+        evaluation: its number, from 1.
+        portions: that are settled, `of` how many.
+        alive: replicas that are heard.
+        loss: at the last point that was accepted; None before the first.
+    """
+
+    kind: ClassVar[str] = "evaluating"
+    seconds: float
+    evaluation: int
+    portions: int
+    of: int
+    alive: int
+    loss: float | None = None
+
+
+@dataclass(frozen=True)
 class RoleChanged(Record):
     """A role came, came back after a death, or left.
 

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from squall.records import Pushed, Started, Stepped
+from squall.cli.iterations import progress
+from squall.records import Evaluating, Pushed, Started, Stepped
 
 _REDRAW_S = 0.5
 _WIDTH = 30
@@ -56,6 +57,13 @@ class Bar:
         ]
         self._draw(record.settled, epoch, started, "   ".join(words))
 
+    def evaluate(self, record: Evaluating, started: Started) -> None:
+        """Draws how far an evaluation of the batch is, likewise."""
+        if self._is_due():
+            full = record.portions * _WIDTH // max(record.of, 1)
+            head = f"portions {record.portions:>{len(str(record.of))}} of {record.of} "
+            self._show(head, full, f" {progress(record, started)}")
+
     def clear(self) -> None:
         """Takes it away for a line to be printed; the next step draws it anew."""
         if self._shown:
@@ -73,13 +81,17 @@ class Bar:
 
     def _draw(self, done: int, epoch: int, started: Started, words: str) -> None:
         """The bar: `done` steps of the run, in an epoch counted from 0."""
+        per_epoch = max(started.steps_per_epoch, 1)
+        full = min(max(done - epoch * per_epoch, 0), per_epoch) * _WIDTH // per_epoch
+        self._show(f"epoch {epoch + 1:>{len(str(started.epochs))}} of {started.epochs} ", full, words)
+
+    def _show(self, head: str, full: int, words: str) -> None:
+        """Draws the line: so much of the bar is full."""
         if not self._shown:
             self._live.start()
             self._shown = True
-        per_epoch = max(started.steps_per_epoch, 1)
-        full = min(max(done - epoch * per_epoch, 0), per_epoch) * _WIDTH // per_epoch
         bar = Text.assemble(
-            f"epoch {epoch + 1:>{len(str(started.epochs))}} of {started.epochs} ",
+            head,
             ("━" * full, "bar.complete"),
             (self._rest * (_WIDTH - full), "bar.back"),
             words,

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from squall.cli import replicas
+from squall.cli import iterations, replicas
 from squall.cli.sizes import order_of
+from squall.cli.wording import hosted
 from squall.data.order import Order, worker_sizes
 from squall.recipe import Recipe
 from squall.records import Started
@@ -62,14 +63,17 @@ def words(task: Task, recipe: Recipe, where: str, *, own: bool) -> Words:
 
 def header(recipe: Recipe, about: Words, started: Started, version: str) -> list[str]:
     """The lines, without the empty one that follows."""
-    order = order_of(recipe, started.num_samples)
     rows = {
         "data": about.data,
         "model": f"{about.model}, {count(started.num_parameters)} parameters{_start(recipe)}",
-        "minibatch": minibatch(recipe, order, about.unit),
-        **(replicas.rows(recipe, started) if recipe.strategy == "downpour" else {}),
-        "rate": rate(recipe),
     }
+    if recipe.strategy == "sandblaster":
+        rows |= iterations.rows(recipe, started, about.unit) | replicas.clock(recipe, started)
+    else:
+        rows["minibatch"] = minibatch(recipe, order_of(recipe, started.num_samples), about.unit)
+        if recipe.strategy == "downpour":
+            rows |= replicas.rows(recipe, started) | replicas.clock(recipe, started)
+        rows["rate"] = rate(recipe)
     if started.folder:
         rows["run"] = started.folder
     return [first_line(started, recipe, version), *(f"{label:<9}  {text}" for label, text in rows.items())]
@@ -84,8 +88,8 @@ def first_line(started: Started, recipe: Recipe, version: str) -> str:
     where, threads = f"{started.processes} process{'' if started.processes == 1 else 'es'}", fingerprint["threads"]
     if threads:
         where += f" x {threads} thread{'' if threads == 1 else 's'}"
-    if recipe.strategy == "downpour":
-        where = replicas.hosted(started, threads)
+    if recipe.roles is not None:
+        where = hosted(started, threads)
     parts = [where, _PRECISIONS[compute.precision]]
     parts += ["channels-last"] * compute.channels_last + ["compiled"] * compute.compile
     parts += [f"{compute.fuse} workers a pass"] * (compute.fuse > 1)

@@ -1,49 +1,42 @@
-"""What the terminal says of a run of replicas and shards: lines of the header, columns of the table, the last block.
+"""What the terminal says of a run of Downpour: lines of the header, columns of the table, the last block.
 
 Pure: from the recipe and records to text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from squall.cli.summary import score
+from squall.cli.wording import Column, many, stalled
 from squall.recipe import DownpourSpec, Recipe
 from squall.records import EpochEnded, Pushed, Started
 from squall.units import count, duration
 
-Column = tuple[str, int, Callable[[EpochEnded], str]]
-"""A column of the table of epochs: title, width, cell."""
-
-
-def hosted(started: Started, threads: int) -> str:
-    """ "2 replicas x 1 thread and 2 shards on Ray", "50 replicas and 4 shards in simulated time"."""
-    replicas = _many(started.replicas, "replica")
-    if started.engine == "simulated":
-        return f"{replicas} and {_many(started.shards, 'shard')} in simulated time"
-    each = f" x {_many(threads, 'thread')}" if threads else ""
-    return f"{replicas}{each} and {_many(started.shards, 'shard')} on Ray"
-
 
 def rows(recipe: Recipe, started: Started) -> dict[str, str]:
-    """Lines of the header by label: who fetches and pushes when, the shards, the clock."""
+    """Lines of the header by label: who fetches and pushes when, the shards."""
     downpour = recipe.downpour
     assert downpour is not None  # of every recipe with this strategy
     cap = downpour.max_staleness
     fate = "a push is applied however stale" if cap is None else f"a push more than {cap} updates stale is dropped"
-    found = {
+    return {
         "replicas": f"{count(downpour.replicas)}: {_often(downpour)}{_beginning(downpour, started)}",
         "shards": f"{count(downpour.shards)}: {recipe.optimizer.name} on each; {fate}",
     }
-    if started.engine == "simulated" and (simulated := recipe.simulated) is not None:
-        network = f"{simulated.network.latency} a message, {simulated.network.bandwidth} a link"
-        faults = f", {_many(len(simulated.faults), 'fault')}" if simulated.faults else ""
-        found["time"] = (
-            f"simulated, and so are all seconds below: {simulated.compute.mean} a minibatch, {network}{faults}"
-        )
-    return found
+
+
+def clock(recipe: Recipe, started: Started) -> dict[str, str]:
+    """The line on simulated time, where it is."""
+    if started.engine != "simulated" or (simulated := recipe.simulated) is None:
+        return {}
+    network = f"{simulated.network.latency} a message, {simulated.network.bandwidth} a link"
+    faults = f", {many(len(simulated.faults), 'fault')}" if simulated.faults else ""
+    piece = "portion" if recipe.strategy == "sandblaster" else "minibatch"
+    seconds = f"{simulated.compute.mean} a {piece}"
+    return {"time": f"simulated, and so are all seconds below: {seconds}, {network}{faults}"}
 
 
 def _often(downpour: DownpourSpec) -> str:
@@ -94,7 +87,7 @@ class Epochs:
 
     def columns(self) -> Sequence[Column]:
         """Replicas that took part, their pushes' mean staleness, the share of their time that they stood still."""
-        return (("replicas", 8, self._alive), ("staleness", 9, self._staleness), ("stalled", 7, _stalled))
+        return (("replicas", 8, self._alive), ("staleness", 9, self._staleness), ("stalled", 7, stalled))
 
     def _alive(self, epoch: EpochEnded) -> str:
         found = self._epochs.get(epoch.epoch, _Epoch())
@@ -103,11 +96,6 @@ class Epochs:
     def _staleness(self, epoch: EpochEnded) -> str:
         found = self._epochs.pop(epoch.epoch, _Epoch())
         return f"{found.stale / found.known:.1f}" if found.known else "-"
-
-
-def _stalled(epoch: EpochEnded) -> str:
-    whole = sum(epoch.spent.values())
-    return f"{100 * epoch.spent.get('communication', 0.0) / whole:.1f} %" if whole > 0 else "-"
 
 
 def summary(result: Mapping[str, Any], num_epochs: int, *, simulated: bool, next_line: str) -> list[str]:
@@ -155,8 +143,4 @@ def _ledger(result: Mapping[str, Any]) -> str:
 
 
 def _minibatches(number: int, always: bool = False) -> str:
-    return "minibatch" if number == 1 and not always else _many(number, "minibatch", "es")
-
-
-def _many(number: int, word: str, ending: str = "s") -> str:
-    return f"{count(number)} {word}{'' if number == 1 else ending}"
+    return "minibatch" if number == 1 and not always else many(number, "minibatch", "es")

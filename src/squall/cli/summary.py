@@ -12,7 +12,7 @@ from squall.report.ledger import sentence
 from squall.units import count, duration, percent
 
 _MOST_PROCESSES = 8
-_EPOCHS = {2: "both epochs", 3: "the three epochs", 4: "the four epochs", 5: "the five epochs"}
+_EPOCHS = {2: "both", 3: "the three", 4: "the four", 5: "the five"}
 
 
 def summary(
@@ -40,12 +40,12 @@ def summary(
     return [*lines, f"next    {next_line}"]
 
 
-def score(result: Mapping[str, Any], num_epochs: int, *, averaged: bool = False) -> str:
-    """The accuracy with its error and the median, or whatever the task measures."""
+def score(result: Mapping[str, Any], num_epochs: int, *, averaged: bool = False, word: str = "epochs") -> str:
+    """The accuracy with its error and the median, or whatever the task measures; `word`: what epochs are called."""
     for split, name in (("test", "test"), ("val", "validation")):
         if f"{split}_accuracy" in result:
             accuracy, median = float(result[f"{split}_accuracy"]), float(result[f"{split}_error_median_last5"])
-            over = _EPOCHS.get(num_epochs, "the last five epochs")
+            over = f"{_EPOCHS.get(num_epochs, 'the last five')} {word}"
             remarks = [f"median of {over}: {percent(median)}"] * (num_epochs > 1) + ["averaged weights"] * averaged
             text = f"{name} accuracy {percent(accuracy)}, error {percent(1 - accuracy)}"
             return f"{text} ({'; '.join(remarks)})" if remarks else text

@@ -12,16 +12,18 @@ from typing import TextIO
 
 from rich.console import Console
 
-from squall.cli import replicas
+from squall.cli import iterations, replicas
 from squall.cli.bar import Bar
 from squall.cli.header import Words, header
 from squall.cli.sizes import num_passes
 from squall.cli.summary import summary
+from squall.cli.wording import Column
 from squall.events import Changes, resumed, save_failed, slow
 from squall.recipe import Recipe
 from squall.records import (
     Ended,
     EpochEnded,
+    Evaluating,
     Noted,
     Pushed,
     Record,
@@ -88,6 +90,8 @@ class Terminal:
                 self._epochs.add(record, self._started.steps_per_epoch)
                 if self._bar is not None:
                     self._bar.push(record, self._started)
+            case Evaluating() if self._bar is not None and self._started is not None:
+                self._bar.evaluate(record, self._started)
             case RoleChanged() if news and not self._quiet:
                 self._print(f"note    {news}")
             case EpochEnded() if not self._quiet:
@@ -114,14 +118,18 @@ class Terminal:
 
     def _new_table(self, first: EpochEnded) -> Table:
         recipe = self._recipe
+        if recipe.strategy == "sandblaster":
+            return Table(first, "iteration", iterations.COLUMNS, self._about.unit, iterations.LAST)
         last = self._epochs.columns() if recipe.strategy == "downpour" else (_SHARES,)
-        return Table(first, recipe.lr.rate().peak(recipe.update_size), self._about.unit, last)
+        return Table(first, "epoch", [_rate(recipe.lr.rate().peak(recipe.update_size))], self._about.unit, last)
 
     def _end(self, record: Ended) -> None:
         self.close()
         recipe = self._recipe
-        if recipe.strategy == "downpour":
-            simulated = self._started is not None and self._started.engine == "simulated"
+        simulated = self._started is not None and self._started.engine == "simulated"
+        if recipe.strategy == "sandblaster":
+            lines = iterations.summary(record.result, simulated=simulated, next_line=self._next)
+        elif recipe.strategy == "downpour":
             lines = replicas.summary(record.result, recipe.epochs, simulated=simulated, next_line=self._next)
         else:
             lines = summary(
@@ -144,9 +152,9 @@ class Table:
     """The columns of a run, chosen by its first epoch: test before validation, accuracy before the rest.
 
     Arguments:
-        peak: the highest rate, which tells how rates are written.
+        word: what epochs are called.
+        middle, last: columns before and after that of the speed.
         unit: what samples are called.
-        last: columns that end it: title, width, cell.
 
     Example:
         epoch   train loss   test accuracy   rate     images/s   data / compute / wait
@@ -154,33 +162,37 @@ class Table:
     """
 
     def __init__(
-        self, first: EpochEnded, peak: float, unit: str, last: Sequence[replicas.Column] | None = None
+        self, first: EpochEnded, word: str, middle: Sequence[Column], unit: str, last: Sequence[Column]
     ) -> None:
-        self._small, self._last = peak < 0.01, (_SHARES,) if last is None else tuple(last)
-        self._columns: list[tuple[str, Callable[[EpochEnded], str]]] = []
+        measured: list[Column] = []
         for split, name in (("test", "test"), ("val", "validation")):
             values: Mapping[str, float] = getattr(first, split)
             shown = [key for key in values if key != "loss"] or list(values)
-            self._columns += [(f"{name} {key}", _value(split, key)) for key in shown]
-        width = 8 if self._small else 6
-        titles = [f"{'epoch':>5}", f"{'train loss':>10}", *(title for title, _ in self._columns), f"{'rate':<{width}}"]
-        self._widths = [len(title) for title in titles] + [
-            max(8, len(unit) + 2),
-            *(width for _, width, _ in self._last),
+            measured += [(title := f"{name} {key}", len(title), _value(split, key)) for key in shown]
+        self._columns: list[Column] = [
+            (word, 5, lambda epoch: str(epoch.epoch + 1)),
+            ("train loss", 10, lambda epoch: f"{epoch.train_loss:.4f}"),
+            *measured,
+            *middle,
+            (f"{unit}/s", 8, lambda epoch: f"{epoch.samples_per_second:,.0f}"),
+            *last,
         ]
-        self.head = "   ".join([*titles, f"{unit + '/s':>8}", *(title for title, _, _ in self._last)])
+        self.head = "   ".join(self._cells([title for title, _, _ in self._columns]))
 
     def row(self, epoch: EpochEnded) -> str:
         """The row of an epoch."""
-        cells = [
-            str(epoch.epoch + 1),
-            f"{epoch.train_loss:.4f}",
-            *(cell(epoch) for _, cell in self._columns),
-            f"{epoch.lr:.2e}" if self._small else f"{epoch.lr:.4f}",
-            f"{epoch.samples_per_second:,.0f}",
-            *(cell(epoch) for _, _, cell in self._last),
-        ]
-        return "   ".join(f"{cell:>{width}}" for cell, width in zip(cells, self._widths, strict=True))
+        return "   ".join(self._cells([cell(epoch) for _, _, cell in self._columns]))
+
+    def _cells(self, texts: Sequence[str]) -> list[str]:
+        columns = zip(texts, self._columns, strict=True)
+        return [f"{text:>{max(width, len(title))}}" for text, (title, width, _) in columns]
+
+
+def _rate(peak: float) -> Column:
+    """The rate, written as small ones are if the highest is one."""
+    if peak < 0.01:
+        return (f"{'rate':<8}", 8, lambda epoch: f"{epoch.lr:.2e}")
+    return (f"{'rate':<6}", 6, lambda epoch: f"{epoch.lr:.4f}")
 
 
 def shares_of_three(spent: Mapping[str, float]) -> tuple[float, float, float]:
@@ -194,7 +206,7 @@ def _shares(epoch: EpochEnded) -> str:
     return " / ".join(f"{round(100 * share):>2}" for share in shares_of_three(epoch.spent)) + " %"
 
 
-_SHARES: replicas.Column = ("data / compute / wait", 21, _shares)
+_SHARES: Column = ("data / compute / wait", 21, _shares)
 
 
 def json_lines(out: TextIO | None = None) -> Sink:

@@ -24,6 +24,7 @@ from squall.model import weights
 from squall.records import (
     Ended,
     EpochEnded,
+    Evaluating,
     Noted,
     Pushed,
     Record,
@@ -138,6 +139,9 @@ class Journal:
             if self._by_epoch:
                 self._settled, self._seconds = record.epoch + 1, record.seconds
             self.book.note_epoch(record)
+            return
+        if isinstance(record, Evaluating):
+            self.book.show(record)
             return
         if isinstance(record, SaveBegan):
             self._mark = {"records": self.book.length, "book": self.book.state()}

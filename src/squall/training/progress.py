@@ -21,6 +21,7 @@ class Progress:
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream
         self._changes = Changes()
+        self._epoch = "epoch"
 
     def __call__(self, record: Record) -> None:
         """Prints the events that a person follows; steps are left out."""
@@ -43,20 +44,9 @@ class Progress:
         if isinstance(record, Ended) and record.outcome == "stopped":
             return f"{record.result['error']}; {record.advice}"
         if isinstance(record, Started):
-            size, steps = f"{record.processes} process{'' if record.processes == 1 else 'es'}", "steps"
-            if record.strategy == "downpour":
-                one = "replica" if record.replicas == 1 else "replicas"
-                size, steps = (
-                    f"{record.replicas} {one}, {record.shards} shard{'s' * (record.shards != 1)}",
-                    "minibatches",
-                )
-                size += ", simulated time" * (record.engine == "simulated")
-            return (
-                f"{record.name}: {count(record.num_parameters)} parameters, {count(record.num_samples)} samples, "
-                f"{count(record.num_steps)} {steps} of {record.global_batch_size}, {size}"
-            )
+            return self._begun(record)
         if isinstance(record, EpochEnded):
-            found = [f"epoch {record.epoch + 1:>3}", f"train loss {record.train_loss:.4f}"]
+            found = [f"{self._epoch} {record.epoch + 1:>3}", f"train loss {record.train_loss:.4f}"]
             for split in ("val", "test"):
                 values = getattr(record, split)
                 name = next((n for n in ("accuracy", *values) if n in values), None)
@@ -70,3 +60,17 @@ class Progress:
             sha256 = str(record.result.get("weights_sha256", ""))[:12]
             return f"{record.outcome} in {record.seconds:.1f} s" + (f", weights sha256 {sha256}..." if sha256 else "")
         return ""
+
+    def _begun(self, record: Started) -> str:
+        size, steps = f"{record.processes} process{'' if record.processes == 1 else 'es'}", "steps"
+        if record.replicas:
+            one = "replica" if record.replicas == 1 else "replicas"
+            size = f"{record.replicas} {one}, {record.shards} shard{'s' * (record.shards != 1)}"
+            size += ", simulated time" * (record.engine == "simulated")
+            steps = "minibatches"
+        if record.strategy == "sandblaster":
+            self._epoch, steps = "iteration", "evaluations at most"
+        return (
+            f"{record.name}: {count(record.num_parameters)} parameters, {count(record.num_samples)} samples, "
+            f"{count(record.num_steps)} {steps} of {record.global_batch_size}, {size}"
+        )

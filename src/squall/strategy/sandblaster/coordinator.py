@@ -18,16 +18,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from squall.checkpoint.spec import CheckpointSpec
 from squall.cluster.program import Plan, Role, Task
 from squall.data.order import Order as Portions
-from squall.errors import RunError
+from squall.errors import DivergedError, RunError
 from squall.optim.algebra import Command, Matrix
 from squall.optim.lbfgs import Ended, LbfgsSpec, State, minimise
-from squall.records import Noted, RoleChanged, SaveBegan, Saved, SaveFailed
+from squall.records import Evaluating, Noted, RoleChanged, SaveBegan, Saved, SaveFailed
 from squall.server.client import shard_name, until_answered, worked
 from squall.server.messages import Ask, Lease, Settled
 from squall.server.vectors import Answer, Close, Copy, Order, Restore
@@ -37,6 +37,9 @@ from squall.strategy.sandblaster.batch import Batch
 from squall.strategy.sandblaster.iterations import Iterations
 from squall.strategy.sandblaster.tally import Tally
 from squall.strategy.summary import Summary
+
+_SHOW_S = 0.5  # between two words on how far an evaluation is
+_LONG = 1.5  # times what a unit usually takes: then an idle replica computes it too
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ class Coordinator(Role):
         self._batch: Batch | None = None
         self._stopping = ""
         self._over = False
+        self._shown = 0.0
         self._orders = self._evaluations = 0
         self._incarnations: list[int] = []
         self._saving: Task[RunError | None] | None = None
@@ -132,11 +136,20 @@ class Coordinator(Role):
                 break
             except _SetBackError:
                 await self._set_back()
+        if ended is not None and ended.outcome == "not finite":
+            raise DivergedError(f"{ended.why} at the start", [("to do", "other first weights: another seed")])
         self._over = True
         self._crew.wake()
         outcome, state = "stopped" if ended is None else "finished", self._state
-        values, done = self._tally.values(state, ended), state.iterations if state is not None else 0
+        values, done = self._tally.values(state, self._advised(ended)), state.iterations if state is not None else 0
         return Summary(outcome, self._whole, values, self.here.now(), done, self._counters)
+
+    def _advised(self, ended: Ended | None) -> Ended | None:
+        """With advice in the words of a recipe."""
+        if ended is None or not ended.advice:
+            return ended
+        budget = f"epochs={2 * (self.spec.lbfgs.max_evaluations or 1)}, or a wider sandblaster.tolerance_gradient"
+        return replace(ended, advice=budget if ended.outcome == "budget spent" else _NO_DESCENT)
 
     async def _save_last(self) -> None:
         """The final weights; those of the beginning, if nobody got further."""
@@ -174,12 +187,22 @@ class Coordinator(Role):
             if self._batch is not batch:
                 raise _SetBackError
             self._crew.look()
+            self._show(batch)
         self._batch = None
         self._tally.evaluated(batch)
         answers = await self._order(close=Close(number, batch.count, batch.samples))
         self._tally.closed(all(answer.exact for answer in answers))
         self._last = batch
         return batch.loss + math.fsum(answer.penalty for answer in answers)
+
+    def _show(self, batch: Batch) -> None:
+        """Says how far it is, now and then."""
+        now, state = self.here.now(), self._state
+        if now - self._shown >= _SHOW_S:
+            self._shown, settled = now, min(batch.pool.settled * batch.size, batch.portions)
+            loss = state.value if state is not None else None
+            alive = self._crew.members.active
+            self.here.emit(Evaluating(now, batch.number, settled, batch.portions, alive, loss))
 
     # -- what replicas ask (Host) -----------------------------------------------------------------------------
 
@@ -200,7 +223,7 @@ class Coordinator(Role):
         members = self._crew.members
         unit = batch.lease(member.name, member.part, members.wanted, members.leads(member.name), now)
         if unit is None and ask.patient and self.spec.backups:
-            unit = batch.again(member.name, self.spec.unit * self.usual_duration, now)
+            unit = batch.again(member.name, _LONG * self.spec.unit * self.usual_duration, now)
         return Lease(unit, evaluation=batch.number, counters=self._counters) if unit is not None else None
 
     def settle(self, ask: Ask) -> None:
@@ -376,6 +399,9 @@ class Coordinator(Role):
         self._whole, self._failed, now = number, False, self.here.now()
         self.here.emit(Saved(iterations, stood, now - began, num_bytes, number, now, kept))
         return None
+
+
+_NO_DESCENT = "as far as rounding lets one see this is the optimum: a wider sandblaster.noise looks no farther"
 
 
 def _added(slices: Sequence[Matrix]) -> Matrix:
