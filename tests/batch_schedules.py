@@ -99,16 +99,18 @@ def schedule(seed: int) -> tuple[Watched, Costs, list[Fault]]:
 
 
 @cache
-def undisturbed(shards: int, unit: int, dtype: torch.dtype) -> tuple[float, torch.Tensor]:
-    """Loss and point where nothing goes wrong, with one replica."""
+def undisturbed(
+    shards: int, unit: int, dtype: torch.dtype
+) -> tuple[float, torch.Tensor, dict[bytes, list[torch.Tensor]]]:
+    """Loss, point and the sums of each evaluation where nothing goes wrong, with one replica."""
     job = Job(shards=shards, unit=unit, dtype=dtype)
     summary = job.run()
-    return summary.values["loss"], job.point(summary.snapshot)
+    return summary.values["loss"], job.point(summary.snapshot), job.sums()
 
 
 def check(job: Watched, summary: Summary) -> None:
     """Every evaluation is right, and the way down is the one that it is without faults, bit for bit."""
-    loss, point = undisturbed(job.shards, job.unit, job.dtype)
+    loss, point, sums = undisturbed(job.shards, job.unit, job.dtype)
     assert summary.outcome == "finished"
     assert summary.values["iterations"] == job.iterations
     job.check_evaluations()
@@ -116,6 +118,8 @@ def check(job: Watched, summary: Summary) -> None:
     assert summary.values["loss"] == loss
     assert torch.equal(job.point(summary.snapshot), point)
     assert abs(job.direct(job.point(summary.snapshot))[0] - loss) < (1e-10 if job.dtype == torch.float64 else 1e-6)
+    for trial, found in job.sums().items():
+        assert all(torch.equal(*pair) for pair in zip(found, sums[trial], strict=True))
     evaluations = summary.values["evaluations"]
     assert summary.values["portions"]["counted"] == evaluations * job.order.num_steps
     assert summary.values["samples"] == evaluations * job.num_samples

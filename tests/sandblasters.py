@@ -41,12 +41,14 @@ class Seen:
 
     Attributes:
         trial, gradient: slices by shard, when it was closed.
+        sums: what the units added up to, float64, by shard: finer than the gradient that is made of them.
         units: those that were added, by shard.
         samples: that the coordinator said are in it.
     """
 
     trial: dict[int, torch.Tensor] = field(default_factory=dict)
     gradient: dict[int, torch.Tensor] = field(default_factory=dict)
+    sums: dict[int, torch.Tensor] = field(default_factory=dict)
     units: dict[int, list[Unit]] = field(default_factory=lambda: defaultdict(list))
     samples: int = 0
 
@@ -65,8 +67,9 @@ class SeenShard(VectorShard):
         return outcome
 
     def _close(self, close: Close) -> float:
-        penalty = super()._close(close)
         seen, index = self._seen[close.evaluation], self.spec.slice.index
+        seen.sums[index] = torch.stack(self._sums[0]._folds).clone()
+        penalty = super()._close(close)
         seen.trial[index] = self._vectors[TRIAL].clone()
         seen.gradient[index] = self._vectors[TRIAL_GRADIENT].clone()
         seen.samples = close.samples
@@ -80,10 +83,17 @@ class CountedCoordinator(Coordinator):
         super().__init__(spec)
         self._traffic = traffic
 
-    async def _all(self, method: str, values: Sequence[tuple[Any, ...]]) -> list[Any]:
-        answers = await super()._all(method, values)
-        self._traffic.append(sum(len(repr(_plain(value))) for value in (*values, *answers)))
-        return answers
+    async def main(self) -> Summary:
+        shards: Any = self._shards
+        ask = shards._all
+
+        async def counted(method: str, values: Sequence[tuple[Any, ...]]) -> list[Any]:
+            answers: list[Any] = await ask(method, values)
+            self._traffic.append(sum(len(repr(_plain(value))) for value in (*values, *answers)))
+            return answers
+
+        shards._all = counted
+        return await super().main()
 
 
 def _plain(value: Any) -> Any:
@@ -135,6 +145,7 @@ class Job:
     backups: bool = True
     checkpoint: str | None = "1step"
     dtype: torch.dtype = torch.float64
+    step: Callable[[nn.Module, Any], Any] = step
     snapshot: int = 0
     carried: Mapping[str, Any] | None = None
     seen: dict[int, Seen] = field(default_factory=lambda: defaultdict(Seen))
@@ -154,7 +165,7 @@ class Job:
         first = [first_layer(part, vector) for part in self.slices]
         self.points = InMemory(first)
         self.pairs = self.points.beside()
-        self._gradients = Gradients(self.model, self.layout, self.spec, step, self.data)
+        self._gradients = Gradients(self.model, self.layout, self.spec, self.step, self.data)
 
     def program(self) -> Program:
         replica_spec = ReplicaSpec(self.layout, self.slices, self.order, self.unit)
@@ -244,6 +255,15 @@ class Job:
                 )
                 _, direct = self.direct(trial)
                 found.append(float((gradient - direct).norm() / direct.norm()))
+        return found
+
+    def sums(self) -> dict[bytes, list[torch.Tensor]]:
+        """By the trial's bits: the sums of each evaluation that was closed on all shards."""
+        found = {}
+        for seen in self.seen.values():
+            if len(seen.gradient) == self.shards:
+                trial = b"".join(seen.trial[index].numpy().tobytes() for index in range(self.shards))
+                found[trial] = [seen.sums[index] for index in range(self.shards)]
         return found
 
     def point(self, number: int) -> torch.Tensor:

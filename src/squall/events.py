@@ -8,6 +8,8 @@ from squall.units import count, duration
 
 def resumed(record: Started) -> str:
     """That a run goes on, and from where."""
+    if record.strategy == "sandblaster":
+        return f"goes on    from iteration {count(record.start_step)}"
     epoch = record.start_step // max(record.steps_per_epoch, 1) + 1
     word = "minibatch" if record.strategy == "downpour" else "step"
     return f"goes on    from {word} {count(record.start_step)} of {count(record.num_steps)}, in epoch {epoch}"

@@ -1,19 +1,25 @@
 """Sandblaster L-BFGS in simulated time: the sums are right whoever computes them, and the way down is L-BFGS's."""
 
 import itertools
-from math import inf
+from collections.abc import Callable
+from math import inf, isfinite, isnan
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from squall.cluster.fault import Costs, Fault
+from squall.errors import DivergedError
+from squall.metrics import Loss
 from squall.optim.lbfgs import minimise
 from squall.optim.local import Local, finished
 from squall.records import RoleChanged, Saved
-from squall.strategy.sandblaster.batch import Batch
+from squall.strategy.sandblaster.batch import Batch, added
 from tests import batch_schedules
 from tests.downpours import EVEN, DriverDiedError
 from tests.sandblasters import Job, network
+from tests.sandblasters import step as plain
 
 
 def alone(job: Job) -> tuple[Local, object]:
@@ -156,7 +162,7 @@ def test_a_shard_that_dies_sets_the_run_back_to_its_last_snapshot(at: float) -> 
     assert summary.values["set_backs"]["iterations"] <= 1
     assert max(job.errors()) < 1e-10
     torch.testing.assert_close(job.end(), expected.end(), rtol=0, atol=1e-10)
-    assert any("shard was restarted" in str(record) for record in job.records)
+    assert any("go back to their last snapshot" in str(record) for record in job.records)
 
 
 def test_a_driver_that_dies_goes_on_with_the_history() -> None:
@@ -205,6 +211,32 @@ def test_statistics_of_a_normalisation_are_those_of_the_portions() -> None:
     assert model.training
     saved = [record for record in job.records if isinstance(record, Saved)][-1]
     assert saved.tally["counters"] == [1]
+
+
+def test_sums_of_what_is_not_finite_are_not_finite() -> None:
+    assert added([1e308, 1e308]) == inf
+    assert isnan(added([inf, -inf]))
+    assert added([1.0, 1e100, 1.0, -1e100]) == 2.0
+
+
+def test_a_step_to_where_the_loss_is_not_finite_is_too_long_and_a_start_there_is_an_error() -> None:
+    """A wall: beyond it all losses are inf; the first trial lies there."""
+
+    def walled(far: float) -> Callable[[nn.Module, Any], tuple[Loss, dict[str, Any]]]:
+        def step(model: nn.Module, batch: Any) -> tuple[Loss, dict[str, Any]]:
+            loss, metrics = plain(model, batch)
+            moved = sum((p.detach() - q).abs().sum() for p, q in zip(model.parameters(), start, strict=True))
+            return Loss(loss.sum * (inf if moved > far else 1.0), loss.count), metrics
+
+        return step
+
+    start = [parameter.detach().clone() for parameter in network().parameters()]
+    job = Job(step=walled(0.2), iterations=1)
+    summary = job.run()
+    assert summary.values["evaluations"] > 2
+    assert isfinite(summary.values["loss"])
+    with pytest.raises(DivergedError, match="at the start"):
+        Job(step=walled(-1.0)).run()
 
 
 @pytest.mark.parametrize("first", range(0, 100, 10))

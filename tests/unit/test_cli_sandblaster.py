@@ -135,6 +135,10 @@ def test_the_last_block_says_what_happened(changes: dict[str, Any], line: str) -
     assert line in shown([STARTED, ended(**changes)])
 
 
+def test_a_run_that_goes_on_says_from_which_iteration() -> None:
+    assert shown([replace(STARTED, start_step=21)]).endswith("\ngoes on    from iteration 21\n\n")
+
+
 def test_in_simulated_time_it_says_so() -> None:
     text = shown([replace(STARTED, engine="simulated"), ended()])
     assert "2 replicas and 1 shard in simulated time" in text

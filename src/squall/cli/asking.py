@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from squall.cli import states, tails
-from squall.cli.overview import progress, was, word
+from squall.cli.overview import progress, update, was, word
 from squall.cli.states import State
 from squall.errors import InputError, RunError
 from squall.report.folder import held
@@ -79,10 +79,10 @@ def resize(folder: Path, runs: Path, processes: int, *, wait_s: float | None) ->
         RunError: it did not go on in time.
     """
     run, name = begun(folder), word(folder, runs)
-    if run.strategy == "downpour":
+    if run.replicated:
         rows = [("rule", "replicas and shards are its processes; replicas may join and leave while it runs")]
         to_do = f"squall runs resize {name} --replicas {processes}"
-        raise InputError(f"--processes {processes} of a run with strategy=downpour", [*rows, ("to do", to_do)])
+        raise InputError(f"--processes {processes} of a run with strategy={run.strategy}", [*rows, ("to do", to_do)])
     if not run.running:
         again = f"squall resume {name} --processes {processes}"
         rows = [("found", f"it {was(run)}"), *([("to do", again)] if run.resumable else [])]
@@ -226,9 +226,10 @@ def _left(run: State, name: str) -> str:
         return f"{name} stopped at {progress(run)}; it has no checkpoint to go on from"
     if run.state != "stopped" or run.checkpoint is None:
         rows = [("found", run.why)] if run.why else []
-        rows += [("to do", f"squall resume {name}: from step {run.checkpoint}")] if run.resumable else []
+        rows += [("to do", f"squall resume {name}: from {update(run)} {run.checkpoint}")] if run.resumable else []
         raise RunError(f"{name} {was(run)} at {progress(run)} instead of stopping", rows)
-    return f"{name} stopped at {progress(run)}, saved at step {count(run.checkpoint)}      squall resume {name}"
+    saved = f"saved at {update(run)} {count(run.checkpoint)}"
+    return f"{name} stopped at {progress(run)}, {saved}      squall resume {name}"
 
 
 def _not_running(run: State, name: str) -> Answer:

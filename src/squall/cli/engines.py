@@ -65,6 +65,7 @@ def check(wish: Wish, engine: EngineName | None, cluster: str | None, trusted: b
                         "an engine runs the roles of an asynchronous strategy; sync is one job of equal processes",
                     ),
                     ("to do", "leave it away, or strategy=downpour downpour.replicas=4"),
+                    ("or", "strategy=sandblaster sandblaster.replicas=4"),
                 ],
             )
         return False

@@ -25,7 +25,7 @@ Column = tuple[str, str, Callable[[State, float], str]]  # title, alignment, cel
 _COLUMNS: tuple[Column, ...] = (
     ("run", "<", lambda run, _: run.folder.name),
     ("state", "<", lambda run, _: _state(run)),
-    ("epoch", ">", lambda run, _: _of(run.epoch, run.epochs)),
+    ("epoch", ">", lambda run, _: _of(*_passes(run))),
     ("step", ">", lambda run, _: _of(run.step, run.steps)),
     ("reached", "<", lambda run, _: _score(run) or "-"),
     ("processes", ">", lambda run, _: _hosts(run)),
@@ -66,15 +66,15 @@ def detail(run: State, runs: Path, sessions: Iterable[Values], saved: Iterable[S
     """
     sessions = list(sessions)
     rows = [("run", str(run.folder)), ("state", _state_line(run, runs))]
-    if run.steps is not None or run.step:
+    if run.steps is not None or run.budget is not None or run.step:
         epoch = f"epoch {_of(run.epoch, run.epochs, ' of ')}, " if run.epoch is not None else ""
-        rows.append(("reached", f"{epoch}{_update(run)} {_of(run.step, run.steps, ' of ')}"))
+        rows.append(("reached", f"{epoch}{progress(run)}"))
     if reached := _score(run):
         rows.append(("result" if run.state == "finished" else "so far", reached))
     if run.processes is not None:
         speed = "" if run.samples_per_second is None else f", {_rate(run.samples_per_second)} samples/s"
         shards = "" if not run.shards else f" and {count(run.shards)} shard{'' if run.shards == 1 else 's'}"
-        label = "replicas" if run.strategy == "downpour" else "processes"
+        label = "replicas" if run.replicated else "processes"
         rows.append((label, count(run.processes) + shards + speed))
     if run.began is not None:
         took = "" if run.seconds is None else f"; {duration(run.seconds)} of work"
@@ -82,7 +82,7 @@ def detail(run: State, runs: Path, sessions: Iterable[Values], saved: Iterable[S
     if run.job:
         rows.append(("job", f"{run.job}      squeue --job {run.job}"))
     rows += _labelled("sessions", _session_lines(run, sessions, now))
-    rows += _labelled("notable", _notable(sessions))
+    rows += _labelled("notable", _notable(sessions, update(run)))
     rows += _labelled("checkpoints", [_checkpoint_line(each, run) for each in saved])
     width = max(len(label) for label, _ in rows)
     return [f"{label:<{width}}{_GAP}{text}".rstrip() for label, text in rows]
@@ -96,8 +96,14 @@ def fields(run: State) -> dict[str, Any]:
 
 
 def progress(run: State) -> str:
-    """How far it is: step 240 of 360."""
-    return f"{_update(run)} {_of(run.step, run.steps, ' of ')}"
+    """How far it is: step 240 of 360; iteration 12, 15 of 40 evaluations."""
+    evaluations = f", {_of(run.evaluations, run.budget, ' of ')} evaluations" if run.evaluations is not None else ""
+    return f"{update(run)} {_of(run.step, run.steps, ' of ')}{evaluations}"
+
+
+def update(run: State) -> str:
+    """What its steps are called."""
+    return {"downpour": "minibatch", "sandblaster": "iteration"}.get(run.strategy, "step")
 
 
 def was(run: State) -> str:
@@ -138,18 +144,18 @@ def _hosts(run: State) -> str:
     """Who works on it: processes, or replicas by their name."""
     if run.processes is None:
         return "-"
-    return _many(run.processes, run) if run.strategy == "downpour" else count(run.processes)
+    return _many(run.processes, run) if run.replicated else count(run.processes)
 
 
 def _many(number_: int, run: State) -> str:
-    if run.strategy == "downpour":
+    if run.replicated:
         return f"{count(number_)} replica{'' if number_ == 1 else 's'}"
     return f"{count(number_)} process{'' if number_ == 1 else 'es'}"
 
 
-def _update(run: State) -> str:
-    """What its steps are."""
-    return "minibatch" if run.strategy == "downpour" else "step"
+def _passes(run: State) -> tuple[int | None, int | None]:
+    """Over the training set, and of how many: an evaluation of the batch is one, as an epoch is."""
+    return (run.epoch, run.epochs) if run.evaluations is None else (run.evaluations, run.budget)
 
 
 def _state_line(run: State, runs: Path) -> str:
@@ -172,12 +178,12 @@ def _session_lines(run: State, sessions: Sequence[Values], now: float) -> list[s
             _clock(number(record.get("time"))),
             f"{record.get('host', '?')} pid {record.get('pid', '?')}",
             _many(processes, run),
-            f"from {_update(run)} {count(whole(record.get('start_step')) or 0)}",
+            f"from {update(run)} {count(whole(record.get('start_step')) or 0)}",
         ]
         if saves:
             parts.append(f"{len(saves)} save{'' if len(saves) == 1 else 's'}")
         state = run.state if stop == len(sessions) else "killed"
-        parts.append(_end(ended, state, number(record.get("time")), now, _update(run)))
+        parts.append(_end(ended, state, number(record.get("time")), now, update(run)))
         lines.append(_GAP.join(parts))
     return lines
 
@@ -195,12 +201,12 @@ def _ended(outcome: str, why: str) -> str:
     return _short(why) if why.startswith(outcome) else f"{outcome}: {_short(why)}" if why else outcome
 
 
-def _notable(sessions: Sequence[Values]) -> list[str]:
+def _notable(sessions: Sequence[Values], word: str) -> list[str]:
     """Checkpoints that could not be written, ranks that were slow: the last few."""
     lines = []
     for record in sessions:
         if record["kind"] == "save_failed":
-            lines.append(f"step {record.get('step')} could not be saved: {_short(str(record.get('error', '')))}")
+            lines.append(f"{word} {record.get('step')} could not be saved: {_short(str(record.get('error', '')))}")
         elif record["kind"] == "slow" and (ratio := number(record.get("ratio"))) is not None:
             epoch = (whole(record.get("epoch")) or 0) + 1
             lines.append(f"rank {record.get('rank')} took {ratio:.1f} times the median in epoch {epoch}")
@@ -208,7 +214,7 @@ def _notable(sessions: Sequence[Values]) -> list[str]:
 
 
 def _checkpoint_line(saved: Saved, run: State) -> str:
-    return f"{_update(run)} {count(saved.step)}{_GAP}{megabytes(saved.num_bytes)}{_GAP}{_clock(saved.time)}"
+    return f"{update(run)} {count(saved.step)}{_GAP}{megabytes(saved.num_bytes)}{_GAP}{_clock(saved.time)}"
 
 
 def _labelled(label: str, lines: Sequence[str]) -> list[tuple[str, str]]:

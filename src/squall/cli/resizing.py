@@ -4,7 +4,8 @@
     the coordinator      enlists new replicas, or gives those that are too many no more to do; notes it ("resized")
     say what came of it  from the folder
 
-Unlike the processes of a synchronous run, replicas change the result: each has a part of the data of its own.
+Unlike the processes of a synchronous run, replicas change the result of Downpour: each has a part of the data of its
+own. That of Sandblaster is the same with any number of them.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ def replicas(folder: Path, runs: Path, wanted: int, *, wait_s: float | None) -> 
         RunError: it did not do so in time.
     """
     run, name = begun(folder), word(folder, runs)
-    if run.strategy not in ("downpour", ""):  # one that has not said it yet
+    if run.strategy and not run.replicated:  # one that has not said it yet may be
         raise InputError(
             f"--replicas {wanted} of a run with strategy={run.strategy}",
             [
-                ("rule", "replicas are those of strategy=downpour"),
+                ("rule", "replicas are those of an asynchronous strategy: downpour, sandblaster"),
                 ("to do", f"squall runs resize {name} --processes {wanted}"),
             ],
         )

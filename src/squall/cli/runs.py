@@ -96,18 +96,18 @@ def resize(
         int | None, typer.Option("--processes", "-P", min=1, help="To go on with.", show_default=False)
     ] = None,
     replicas: Annotated[
-        int | None, typer.Option("--replicas", min=1, help="Of a Downpour run, to go on with.", show_default=False)
+        int | None, typer.Option("--replicas", min=1, help="Of a run of replicas, to go on with.", show_default=False)
     ] = None,
     in_: InFlag = RUNS,
     no_wait: NoWaitFlag = False,
     timeout: TimeoutFlag = 600.0,
     json_: flags.JsonFlag = False,
 ) -> None:
-    """Ask a run to go on with another number of processes (the result stays the same) or of replicas (it does not)."""
+    """Ask a run to go on with other processes (the result stays the same) or replicas (that of Downpour does not)."""
     if (processes is None) == (replicas is None):
         raise InputError(
             "resize to what?" if processes is None else "--processes and --replicas",
-            [("rule", "--processes N of a synchronous run, or --replicas N of one with strategy=downpour")],
+            [("rule", "--processes N of a synchronous run, or --replicas N of one with an asynchronous strategy")],
         )
     folder, wait_s = states.find(run, in_), None if no_wait else timeout
     if replicas is not None:

@@ -18,6 +18,7 @@ from squall.errors import InputError, nearest
 from squall.report import folder as disk
 from squall.report.folder import JOB as JOB  # `submit` and `batch` know it from here
 from squall.report.folder import LOCK, RECIPE, RECORDS, RESULT, SESSIONS, STARTED
+from squall.report.values import mapping
 from squall.run.folder import CHECKPOINTS
 
 LIVE_JOB = ".job"
@@ -29,6 +30,7 @@ _RESUMABLE = ("killed", "stopped", "failed")  # the same bits would diverge agai
 _BEGUN = (STARTED, RECIPE, RECORDS, JOB, RESULT)  # when a run began: what is written once, and first, comes first
 _MOVED = (RECORDS, RESULT, JOB, STARTED, RECIPE)  # when it moved last
 _LONGEST_NUMBER = 40
+_TOLD_AS = {"downpour": "push", "sandblaster": "epoch"}  # what others tell as steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +43,12 @@ class State:
         why: what ended it, in a line.
         epoch: the one that it is in, from 1.
         epochs: of all.
-        step: updates that were applied.
+        step: updates that were applied; of batch optimisation, iterations.
         steps: of all.
+        evaluations: of the batch; a run of batch optimisation counts these, and has neither epochs nor steps of all.
+        budget: evaluations that it may take.
         score: what it reached: name and value.
-        strategy: sync, downpour.
+        strategy: sync, downpour, sandblaster.
         processes: of its last session; of an asynchronous run, replicas.
         shards: of an asynchronous run.
         samples_per_second: in its last epoch.
@@ -61,6 +65,8 @@ class State:
     epochs: int | None = None
     step: int = 0
     steps: int | None = None
+    evaluations: int | None = None
+    budget: int | None = None
     score: tuple[str, float] | None = None
     strategy: str = ""
     processes: int | None = None
@@ -75,6 +81,11 @@ class State:
     def running(self) -> bool:
         """Its processes are at work."""
         return self.state == "running"
+
+    @property
+    def replicated(self) -> bool:
+        """It is one of replicas and shards."""
+        return self.shards is not None
 
     @property
     def resumable(self) -> bool:
@@ -138,8 +149,8 @@ def look(folder: Path) -> State:
     running = disk.held(folder)
     begun = tails.first(folder / RECORDS)
     strategy = str(begun.get("strategy", ""))
-    kind = "push" if strategy == "downpour" else "step"
-    ends = tails.last(folder / RECORDS, kind, "epoch")
+    batch = strategy == "sandblaster"
+    ends = tails.last(folder / RECORDS, *{_TOLD_AS.get(strategy, "step"), "epoch"})
     sessions = tails.last(folder / SESSIONS, "session", "session_ended", "resized")
     session, ended = sessions.get("session", {}), sessions.get("session_ended", {})
     met = list(sessions)  # from the end of the file
@@ -148,7 +159,8 @@ def look(folder: Path) -> State:
     if (number(ended.get("time")) or 0.0) < (number(session.get("time")) or 0.0):
         ended = {}
     result = {} if running else disk.result_of(folder, session)
-    step, epoch = ends.get("step", {}) or _as_step(ends.get("push", {}), begun), ends.get("epoch", {})
+    epoch = ends.get("epoch", {})
+    step = _as_iteration(epoch) if batch else ends.get("step", {}) or _as_step(ends.get("push", {}), begun)
     saved = steps_saved(folder)
     said = (result, ended, next(tails.newest(folder / RECORDS), {}))
     state = disk.state(
@@ -160,11 +172,13 @@ def look(folder: Path) -> State:
     return State(
         folder=folder,
         state=state,
-        why="" if running else str(result.get("error") or ended.get("why") or ""),
+        why="" if running else str(result.get("error") or ended.get("why") or _minimum(result)),
         epoch=None if reached is None else reached + 1,
-        epochs=whole(begun.get("epochs")),
+        epochs=None if batch else whole(begun.get("epochs")),
         step=_done(result, step),
-        steps=whole(begun.get("num_steps")),
+        steps=None if batch else whole(begun.get("num_steps")),
+        evaluations=_evaluations(result, epoch) if batch else None,
+        budget=whole(begun.get("epochs")) if batch else None,
         score=score_of(result) or score_of(_flat(epoch)) or _loss(step),
         strategy=strategy,
         processes=next(
@@ -178,7 +192,7 @@ def look(folder: Path) -> State:
             ),
             None,
         ),
-        shards=whole(begun.get("shards")) if strategy == "downpour" else None,
+        shards=whole(begun.get("shards")) or None,
         samples_per_second=number(result.get("samples_per_second")) or _speed(folder, epoch),
         began=number(tails.first(folder / SESSIONS).get("time")) or _time_of(folder, _BEGUN),
         seconds=number(result.get("seconds")) or number(step.get("seconds")),
@@ -196,8 +210,8 @@ def checkpoints(folder: Path) -> Iterator[Saved]:
     """The checkpoints of a run, the newest first."""
     for step, manifest_ in _sets(folder):
         with suppress(OSError):
-            paths = manifest_.parent.glob(f"shard-*-{manifest_.stem}.safetensors")
-            yield Saved(step, sum(path.stat().st_size for path in paths), manifest_.stat().st_mtime)
+            sizes = [path.stat().st_size for path in _files_of(manifest_)]
+            yield Saved(step, sum(sizes), manifest_.stat().st_mtime)
     for step in _steps(folder):
         path = _manifest(folder, step)
         with suppress(OSError):  # training takes old ones away
@@ -212,10 +226,16 @@ def _steps(folder: Path) -> list[int]:
 
 
 def _sets(folder: Path) -> list[tuple[int, Path]]:
-    """Of an asynchronous run: minibatches settled and manifest of the sets that all shards have saved, newest first."""
+    """Of an asynchronous run: what was settled, and the manifest, of sets that all shards have saved, newest first."""
     paths = sorted((folder / disk.SNAPSHOTS).glob("[0-9]*.json"), reverse=True)
     known = [(whole(disk.read_json(path).get("settled")), path) for path in paths]
     return [(settled, path) for settled, path in known if settled is not None]
+
+
+def _files_of(set_: Path) -> list[Path]:
+    """The shards' files of a set by its manifest; with the pairs that it shares with older and newer ones."""
+    pairs = [path for path in set_.parent.glob("pairs-*.safetensors") if path.stem.rpartition("-")[2] <= set_.stem]
+    return [*set_.parent.glob(f"shard-*-{set_.stem}.safetensors"), *pairs]
 
 
 def _manifest(folder: Path, step: int) -> Path:
@@ -255,6 +275,23 @@ def _as_step(push: Values, begun: Values) -> Values:
         return {}
     epoch = {"epoch": (settled - 1) // per_epoch} if per_epoch else {}
     return {**push, **epoch, "step": settled - 1}
+
+
+def _as_iteration(epoch: Values) -> Values:
+    """An iteration's record as its step."""
+    return {"step": epoch.get("epoch"), "seconds": epoch.get("seconds")}
+
+
+def _evaluations(result: Values, epoch: Values) -> int:
+    """Of the batch, as they were told at the end, or with the last iteration."""
+    done = whole(result.get("evaluations"))
+    return _done({}, epoch) if done is None else done
+
+
+def _minimum(result: Values) -> str:
+    """Why L-BFGS went no further."""
+    minimum = mapping(result.get("minimum"))
+    return f"{minimum['outcome']}, {minimum.get('why', '')}" if "outcome" in minimum else ""
 
 
 def _flat(epoch: Values) -> Values:

@@ -27,6 +27,8 @@ def _arithmetic(run: RunData) -> list[tuple[object, object]]:
     total, each, samples = (whole(started.get(k)) for k in ("global_batch_size", "worker_batch_size", "num_samples"))
     epochs, steps, per_epoch = (whole(started.get(key)) for key in ("epochs", "num_steps", "steps_per_epoch"))
     rows: list[tuple[object, object]] = []
+    if run.minimises:
+        return [*_of_batch(run), *_network(run), ("seed", str(started.get("seed", "")))]
     if run.asynchronous:
         rows += _of_replicas(run)
     elif total > 0 and each > 0:
@@ -75,6 +77,45 @@ def _of_replicas(run: RunData) -> list[tuple[object, object]]:
     ]
 
 
+def _of_batch(run: RunData) -> list[tuple[object, object]]:
+    """How the batch is cut, who computes and holds what, how long it is searched, and when it is over."""
+    started, table = run.started, mapping(run.recipe.get("sandblaster"))
+    size, samples, most = (max(whole(started.get(k)), 0) for k in ("worker_batch_size", "num_samples", "num_steps"))
+    replicas, shards = (count(whole(started.get(key))) for key in ("replicas", "shards"))
+    rows: list[tuple[object, object]] = []
+    unit, portions = max(whole(table.get("unit"), 1), 1), -(-samples // size) if size else 0
+    if portions:
+        rest = f", the last one of {count(samples % size)}" if samples % size else ""
+        rows.append(("batch", f"{plural(samples, 'sample')} = {plural(portions, 'portion')} of {count(size)}{rest}"))
+        last = f", the last one of {count(portions % unit)}" if portions % unit else ""
+        units = f"{plural(-(-portions // unit), 'unit')} of {plural(unit, 'portion')}{last}"
+        rows.append(("units", f"{units}: computed by one replica and pushed at once"))
+    idle = "compute copies of what takes long" if table.get("backups", True) else "wait"
+    history, noise = max(whole(table.get("history")), 0), number(table.get("noise"))
+    search = {"strong_wolfe": "strong Wolfe", "armijo": "Armijo"}.get(str(table.get("line_search", "")), "")
+    forgives = f", forgives {noise:g} of the loss" if noise > 0 else ""
+    damping = number(table.get("damping"))
+    damped = f"; damped below {damping:g} of the curvature" if damping > 0 else ""
+    tolerances = (("gradient", "the gradient's norm is within {:g}"), ("step", "a step is within {:g} of the weights"))
+    found = [(number(table.get(f"tolerance_{key}")), words) for key, words in tolerances]
+    ends = [words.format(value) for value, words in found if value > 0] + ["nothing gets better"]
+    budget = f"; after {plural(most, 'evaluation')} at the latest" if most else ""
+    return [
+        *rows,
+        ("replicas", f"{replicas}; idle ones {idle}"),
+        ("shards", f"{shards}, each with a slice of all vectors"),
+        ("history", f"{plural(history, 'pair')} of L-BFGS{damped}" if history else ""),
+        ("line search", f"{search}{forgives}: finds the length of each step" if search else ""),
+        ("ends", f"where {', or '.join(ends)}{budget}"),
+        ("decay", _decay(run)),
+    ]
+
+
+def _decay(run: RunData) -> str:
+    decay = number(mapping(run.recipe.get("optimizer")).get("weight_decay"))
+    return f"{decay:g} / 2 × the squares of the weights, part of the value" if decay > 0 else ""
+
+
 def rate_words(lr: Mapping[str, Any], total: int, epochs: int) -> str:
     """ "0.1 at 256, linear: 0.1 × 8,192 / 256 = 3.2; 5 epochs of warm-up; × 0.1 after 30, 60, 80 of 90 epochs"."""
     base, size = number(lr.get("base")), whole(lr.get("base_batch_size"), total)
@@ -112,11 +153,11 @@ def _network(run: RunData) -> list[tuple[object, object]]:
     rows: list[tuple[object, object]] = []
     if parameters:
         name = f"{model.get('name')}, " if model.get("name") else ""
-        sent = "push" if run.asynchronous else "step"
+        sent = "unit" if run.minimises else "push" if run.asynchronous else "step"
         rows.append(
             ("network", f"{name}{plural(parameters, 'parameter')}: {bytes_of(4 * parameters)} of gradient a {sent}")
         )
-    if optimizer:
+    if optimizer and not run.minimises:
         words = [str(optimizer.get("name", ""))]
         words += [
             f"{key.replace('_', ' ')} {optimizer[key]}" for key in ("momentum", "weight_decay") if key in optimizer

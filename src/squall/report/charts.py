@@ -26,16 +26,27 @@ _STEEP = 300.0  # the greatest is so many times the least: a linear axis would s
 
 def axis(run: RunData) -> str:
     """What x counts."""
+    if run.minimises:
+        return run.period[0]
     return "epoch" if run.per_epoch else "step"
 
 
-def over(*runs: RunData) -> dict[str, Any]:
-    """An x axis that counts epochs, or steps where a run's epochs are unknown; whole ones where they are few."""
-    name = "epoch" if all(run.per_epoch for run in runs) else "step"
+def over(*runs: RunData, name: str = "") -> dict[str, Any]:
+    """An x axis that counts epochs, or steps where a run's epochs are unknown; whole ones where they are few.
+
+    Arguments:
+        name: what it counts, where that is something else.
+    """
+    name = name or ("epoch" if all(run.per_epoch for run in runs) else "step")
     reached = max((run.at(run.steps_done) for run in runs), default=0)
-    few = name == "epoch" and 1 <= reached <= _FEW_EPOCHS
+    few = name != "step" and 1 <= reached <= _FEW_EPOCHS
     form = ".2~f" if name == "epoch" else ",.0f"
     return {"unifiedhovertitle": {"text": f"{name} %{{x:{form}}}"}, **({"dtick": 1} if few else {})}
+
+
+def along(run: RunData) -> dict[str, Any]:
+    """The x axis of one run."""
+    return over(run, name=axis(run) if run.minimises else "")
 
 
 def log_button(values: Sequence[float], steep: float = _STEEP) -> Literal["off", "on"] | None:
@@ -70,17 +81,18 @@ def loss(run: RunData) -> Chart | None:
         name = "training, by epoch" if split == "train" else SPLITS[split]
         traces.append(dotted(name, at, values, SPLIT_COLOURS[split], MARKERS[split], **own))
         if split != "train":
-            words.append(_reading(SPLITS[split], at, values))
+            words.append(reading(SPLITS[split], at, values))
     if not traces:
         return None
     shapes, notes, told = marks(run)
-    drawn = figure(traces, axis(run), shapes=shapes, annotations=notes, xaxis=over(run))
+    drawn = figure(traces, axis(run), shapes=shapes, annotations=notes, xaxis=along(run))
     return Chart("loss", "Loss", drawn, " ".join([*words, *told]), log=log_button(mean[1] or [1.0]), linked=LINKED)
 
 
 def metrics(run: RunData) -> tuple[list[Chart], int]:
     """Error where there is an accuracy, and other metrics and logged values over epochs; and how many are left out."""
     names = {str(name) for epoch in run.epochs for split in SPLITS for name in mapping(epoch.get(split))} - {"loss"}
+    names -= {"gradient_norm"} if run.minimises else set()
     found = [_metric(run, name) for name in sorted(names, key=lambda name: (name != "accuracy", name))]
     logged = {str(name) for record in run.logs for name in mapping(record.get("values"))}
     found += [_logged(run, name) for name in sorted(logged)]
@@ -98,11 +110,11 @@ def _metric(run: RunData, name: str) -> Chart | None:
         if any(map(math.isfinite, values)):
             form = ".2f" if error else ".4~g"
             traces.append(dotted(called, at, values, SPLIT_COLOURS[split], MARKERS[split], form=form))
-            words.append(_reading(called, at, values, " %" if error else "", best=error))
+            words.append(reading(called, at, values, " %" if error else "", best=error, period=run.period[0]))
     if not traces:
         return None
     y = {"ticksuffix": " %", "rangemode": "tozero"} if error else {}
-    drawn = figure(traces, "epoch", xaxis=over(run), yaxis=y)
+    drawn = figure(traces, run.period[0], xaxis=along(run), yaxis=y)
     title = "Error" if error else name.capitalize() if name.islower() else name
     button = log_button([y for trace in traces for y in trace["y"] if y is not None]) if error else None
     return Chart(f"metric-{name}", title, drawn, " ".join(words), log=button, linked=LINKED)
@@ -114,7 +126,7 @@ def _logged(run: RunData, name: str) -> Chart | None:
     at, values = thinned([at for at, _ in found], [value for _, value in found])
     if not values:
         return None
-    drawn = figure([dotted(name, at, values, "$c4")], axis(run), xaxis=over(run))
+    drawn = figure([dotted(name, at, values, "$c4")], axis(run), xaxis=along(run))
     return Chart(f"logged-{name}", name, drawn, f"Logged by the loop; last {written(values[-1])}.", linked=LINKED)
 
 
@@ -130,7 +142,7 @@ def rate(run: RunData) -> Chart | None:
     highest = f", highest {written(top)} in {where}" if top > y[0] else ""
     words = f"{first}{highest}, last {written(y[-1])}{ends}."
     trace = (dotted if run.asynchronous else line)("rate", x, y, "$c4")
-    drawn = figure([trace], axis(run), xaxis=over(run), yaxis={"rangemode": "tozero"})
+    drawn = figure([trace], axis(run), xaxis=along(run), yaxis={"rangemode": "tozero"})
     button = log_button(y, math.inf)
     return Chart("rate", "Rate", drawn, words, log=button, linked=LINKED)
 
@@ -145,7 +157,15 @@ def marks(run: RunData) -> tuple[list[dict[str, Any]], list[dict[str, Any]], lis
     return [*shapes, shape], [words], told
 
 
-def _reading(called: str, at: Sequence[int], values: Sequence[float], unit: str = "", *, best: bool = True) -> str:
+def reading(
+    called: str,
+    at: Sequence[int],
+    values: Sequence[float],
+    unit: str = "",
+    *,
+    best: bool = True,
+    period: str = "epoch",
+) -> str:
     """ "Test 6.67 %, its lowest." or "Test 7.01 %; lowest 6.67 % in epoch 5."."""
 
     def told(value: float) -> str:
@@ -156,4 +176,4 @@ def _reading(called: str, at: Sequence[int], values: Sequence[float], unit: str 
     if not best or not found or len(values) < 2:
         return f"{plain(words)}."
     low, x = min(found)
-    return f"{words}, its lowest." if low == values[-1] else f"{words}; lowest {told(low)} in epoch {x}."
+    return f"{words}, its lowest." if low == values[-1] else f"{words}; lowest {told(low)} in {period} {x}."

@@ -30,7 +30,8 @@ def head(run: RunData) -> Html:
     done = ""
     total = whole(run.started.get("num_steps"))
     if run.state == "running" and total:
-        done = Html(f'<progress max="{total}" value="{run.steps_done}" aria-label="steps done"></progress>')
+        reached, called = (run.evaluations, "evaluations") if run.minimises else (run.steps_done, "steps")
+        done = Html(f'<progress max="{total}" value="{reached}" aria-label="{called} done"></progress>')
     folder = str(run.folder.resolve())
     return join(
         [title(run.label, folder, run.name), state(run), done, facts([score(run), *_numbers(run)]), weights(run)]
@@ -62,9 +63,14 @@ def state(run: RunData) -> Html:
     """How the run ended or how far it is, in a sentence, and what to do."""
     outcome, done, total = run.state, run.steps_done, whole(run.started.get("num_steps"))
     of = f"{count(done)} of {plural(total, *run.update)}" if total else plural(done, *run.update)
+    if run.minimises:
+        of, done = f"{plural(done, *run.update)}, {_evaluations(run)}", run.evaluations
     lines = [paragraph(badge(outcome), " ", _sentence(run, outcome, of), kind="state")]
+    end = mapping(run.result.get("minimum"))
+    ended = ": ".join(str(end[key]) for key in ("outcome", "why") if end.get(key))
+    ended = "; ".join(filter(None, [ended, str(end.get("advice") or "")]))
     why = [session.why for session in sessions(run)[-1:] if outcome not in ("running", "finished")]
-    said = [str(text) for text in (run.result.get("error"), *why, run.ended.get("advice")) if text]
+    said = [str(text) for text in (run.result.get("error"), *why, run.ended.get("advice"), ended) if text]
     said = list(dict.fromkeys(said))
     if said:
         lines.append(paragraph(" ".join(f"{text[:1].upper()}{text[1:].rstrip('.')}." for text in said), kind="said"))
@@ -77,6 +83,14 @@ def state(run: RunData) -> Html:
     return join(lines, "")
 
 
+def _evaluations(run: RunData) -> str:
+    """ "40 of at most 80 evaluations"."""
+    total = whole(run.started.get("num_steps"))
+    if total <= 0:
+        return plural(run.evaluations, "evaluation")
+    return f"{count(run.evaluations)} of at most {plural(total, 'evaluation')}"
+
+
 def _sentence(run: RunData, outcome: str, of: str) -> str:
     at = f"{run.update[0]} {count(whole(run.result.get(f'{outcome}_at_step'), run.steps_done))}"
     hosts, (one, many) = run.processes, run.worker
@@ -85,7 +99,10 @@ def _sentence(run: RunData, outcome: str, of: str) -> str:
         on += f" and {plural(whole(run.started.get('shards')), 'shard')}{' in simulated time' * run.simulated}"
     if outcome == "running":
         left = seconds_left(run)
-        return f"{of}{f', about {duration(left)} left' if math.isfinite(left) else ''}; {on}"
+        about = "at most" if run.minimises else "about"
+        return f"{of}{f', {about} {duration(left)} left' if math.isfinite(left) else ''}; {on}"
+    if outcome == "finished" and run.minimises:
+        return f"{of}, {on}"
     if outcome == "finished":
         epochs = plural(len(run.epochs) or whole(run.started.get("epochs")), "epoch")
         return f"{epochs}, {plural(whole(run.started.get('num_steps')) or run.steps_done, *run.update)}, {on}"
@@ -101,6 +118,9 @@ def _sentence(run: RunData, outcome: str, of: str) -> str:
 def seconds_left(run: RunData) -> float:
     """How long a run will take still, by the pace of its last two hundred steps."""
     total, steps = whole(run.started.get("num_steps")), run.steps
+    if run.minimises:
+        reached = run.evaluations
+        return run.seconds / reached * (total - reached) if reached > 0 and total > reached else math.nan
     if len(steps) < 3 or not total:
         return math.nan
     back = min(len(steps) - 1, 200)
@@ -110,13 +130,14 @@ def seconds_left(run: RunData) -> float:
 
 def score(run: RunData) -> Fact:
     """What the run is judged by: test before validation, error before other metrics, else the training loss."""
-    epoch = f"after epoch {len(run.epochs)}" if run.epochs and run.state != "finished" else ""
+    one, many = run.period
+    epoch = f"after {one} {len(run.epochs)}" if run.epochs and run.state != "finished" else ""
     for split in ("test", "val"):
         accuracy = run.measured(split, "accuracy")
         if math.isfinite(accuracy):
             last = number(run.result.get(f"{split}_error_median_last5"))
             median = math.isfinite(last) and len(run.epochs) > 1
-            notes = [f"median of last {min(len(run.epochs), 5)} epochs {shares(last)}"] if median else []
+            notes = [f"median of last {min(len(run.epochs), 5)} {many} {shares(last)}"] if median else []
             notes += [f"accuracy {shares(accuracy)}", epoch]
             return Fact(f"{SPLITS[split]} error", shares(1 - accuracy), ", ".join(filter(None, notes)))
     for split in ("test", "val"):
@@ -135,16 +156,18 @@ def score(run: RunData) -> Fact:
 def _numbers(run: RunData) -> list[Fact]:
     epochs, evaluation = run.epochs, [number(epoch.get("evaluation")) for epoch in run.epochs]
     measuring = sum(value for value in evaluation if math.isfinite(value))
-    beside = f"{duration(measuring)} of it evaluation" if measuring > 0 else ""
+    beside = f"{duration(measuring)} of it evaluation" if measuring > 0 and not run.minimises else ""
     processes = run.processes[-1]
     speed = run.speed
     each = f"{written(speed / processes)} a {run.worker[0]}" if math.isfinite(speed) and processes > 1 else ""
     found = [
         Fact("simulated time" if run.simulated else "time", duration(run.seconds), beside),
         Fact(f"samples a {run.second}", f"{speed:,.0f}" if math.isfinite(speed) else NONE, each),
-        *_of_pushes(run),
+        *(_of_course(run) if run.minimises else _of_pushes(run)),
     ]
     total = whole(run.started.get("epochs"))
+    if run.minimises:
+        return found
     if run.state != "finished" and total:
         found.append(Fact("epochs", f"{len(epochs)} of {total}"))
     return found
@@ -158,6 +181,16 @@ def _of_pushes(run: RunData) -> list[Fact]:
         began = whole(run.started.get("replicas"))
         facts_.append(Fact("replicas", count(run.pushes.alive[-1]), f"of {count(began)} at the beginning"))
     return facts_
+
+
+def _of_course(run: RunData) -> list[Fact]:
+    """What is asked first of a minimisation: how small the gradient is, and what it cost."""
+    norms = [mapping(epoch.get("train")).get("gradient_norm") for epoch in run.epochs[-1:]]
+    norm = number(next(iter(norms), run.result.get("gradient_norm")))
+    total = whole(run.started.get("num_steps"))
+    of = f"of at most {count(total)}" if total else ""
+    found = [Fact("gradient's norm", written(norm))] if math.isfinite(norm) else []
+    return [*found, Fact("evaluations", count(run.evaluations), of), Fact("iterations", count(run.steps_done))]
 
 
 def weights(run: RunData) -> Html:

@@ -6,6 +6,9 @@ pushes, so its lane is faint from its last push to the moment at which it was ca
     records    joined   push push              silent            push push                  left
     lane       ########################..........................##############################
                                        ^ last heard               ^ heard again
+
+Of a minimisation no pushes are recorded: a lane is whole until the role was missed, and faint until it came back or
+a checkpoint counts more work of its.
 """
 
 from __future__ import annotations
@@ -110,10 +113,12 @@ def lanes(run: RunData) -> list[Lane]:
         if name.startswith("shard-"):
             shards.setdefault(name, Lane(name)).marks.append(_mark(at, what))
             continue
+        if run.minimises and "change" not in what and name in replicas and replicas[name].gone:
+            continue  # a checkpoint counts what it did before it left
         if name not in replicas or replicas[name].gone:
             lane = replicas[name].lane if name in replicas else Lane(name)
             replicas[name] = _Open(lane, at, at)
-        _take(replicas[name], at, what)
+        _take(replicas[name], at, what, pushes=not run.minimises)
     for lane in shards.values():
         lane.spans.append(Span(0.0, end))
     for one in replicas.values():
@@ -123,10 +128,12 @@ def lanes(run: RunData) -> list[Lane]:
     return sorted(found, key=lambda lane: (not lane.is_shard, in_order(lane.name)))
 
 
-def _take(one: _Open, at: float, what: Mapping[str, Any]) -> None:
+def _take(one: _Open, at: float, what: Mapping[str, Any], *, pushes: bool) -> None:
     change = what.get("change")
+    if not pushes:
+        one.heard = max(one.heard, at)
     if "change" not in what:
-        one.hear(at, pushes=True)
+        one.hear(at, pushes=pushes)
         return
     one.lane.marks.append(_mark(at, what))
     if change == "silent":
@@ -141,11 +148,12 @@ def _take(one: _Open, at: float, what: Mapping[str, Any]) -> None:
 
 
 def _in_time(run: RunData) -> Iterable[tuple[float, Mapping[str, Any]]]:
-    """Changes and pushes in the order of their times."""
+    """Changes, pushes and signs in the order of their times."""
     pushes = run.pushes
     told: list[tuple[float, Mapping[str, Any]]] = [(number(change.get("seconds")), change) for change in run.changes]
     named = zip(pushes.seconds, pushes.replica, strict=True)
     told += [(at, {"replica": pushes.names[place]}) for at, place in named]
+    told += [(at, {"replica": name}) for at, name in run.signs if run.minimises]
     return sorted((event for event in told if 0 <= event[0] < _LONGEST), key=lambda event: event[0])
 
 

@@ -68,7 +68,10 @@ class Pushes:
 
 @dataclass(frozen=True)
 class Share:
-    """What one replica did: `seconds` from hand-over to hand-over of its pushes, `stalled` of these."""
+    """What one replica did: `seconds` from hand-over to hand-over of its pushes, `stalled` of these.
+
+    Of a minimisation its units are pushes, their portions minibatches.
+    """
 
     name: str
     pushes: int
@@ -125,6 +128,10 @@ def staleness(run: RunData) -> Staleness:
 def shares(run: RunData) -> list[Share]:
     """What each replica did, in the order of their numbers."""
     told = mapping(run.result.get("replicas"))
+    if run.minimises:
+        told = told or mapping(run.tally.get("replicas"))
+        found = [_told(str(name), mapping(of), "units", "portions") for name, of in told.items()]
+        return sorted(found, key=lambda share: in_order(share.name))
     found = [_told(str(name), mapping(of)) for name, of in told.items()] if told and _speaks_of_all(run) else []
     return sorted(found or _on_record(run.pushes), key=lambda share: in_order(share.name))
 
@@ -149,8 +156,8 @@ def _speaks_of_all(run: RunData) -> bool:
     return bool(found) and whole(found.get("computed")) - whole(found.get("repeated")) == len(run.pushes)
 
 
-def _told(name: str, of: Mapping[str, Any]) -> Share:
-    pushes, minibatches, samples = (max(whole(of.get(key)), 0) for key in ("pushes", "minibatches", "samples"))
+def _told(name: str, of: Mapping[str, Any], push: str = "pushes", minibatch: str = "minibatches") -> Share:
+    pushes, minibatches, samples = (max(whole(of.get(key)), 0) for key in (push, minibatch, "samples"))
     return Share(name, pushes, minibatches, samples, _seconds(of.get("seconds")), _seconds(of.get("stalled")))
 
 

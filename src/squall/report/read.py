@@ -68,6 +68,8 @@ class RunData:
         recipe_text: recipe.toml as it stands.
         steps, epochs, logs, notes, events: the records; `events` are those of sessions.jsonl.
         pushes, changes: of an asynchronous run: its pushes, and what became of its roles.
+        tally: of an asynchronous run: the counts of its newest checkpoint.
+        signs: (seconds, replica) of a minimisation: a checkpoint counts work of a replica that the one before did not.
         ended: the last record of a run that ended.
         held: a process holds the folder's lock: it works on the run now.
         submitted: it waits for its turn on a cluster, and has no records.
@@ -87,6 +89,8 @@ class RunData:
     notes: list[str] = field(default_factory=list)
     pushes: Pushes = field(default_factory=Pushes)
     changes: list[dict[str, Any]] = field(default_factory=list)
+    tally: Mapping[str, Any] = field(default_factory=dict)
+    signs: list[tuple[float, str]] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
     ended: Mapping[str, Any] = field(default_factory=dict)
     held: bool = False
@@ -102,7 +106,12 @@ class RunData:
     @property
     def asynchronous(self) -> bool:
         """It was trained by replicas and shards."""
-        return self.started.get("strategy") == "downpour" or len(self.pushes) > 0
+        return self.started.get("strategy") == "downpour" or len(self.pushes) > 0 or self.minimises
+
+    @property
+    def minimises(self) -> bool:
+        """It minimised over the whole training set: epoch records tell of iterations, their steps of evaluations."""
+        return self.started.get("strategy") == "sandblaster"
 
     @property
     def simulated(self) -> bool:
@@ -121,8 +130,20 @@ class RunData:
 
     @property
     def update(self) -> tuple[str, str]:
-        """What its steps are called, one and many: "step" or "minibatch"."""
+        """What its steps are called, one and many: "step", "minibatch" or "iteration"."""
+        if self.minimises:
+            return "iteration", "iterations"
         return ("minibatch", "minibatches") if self.asynchronous else ("step", "steps")
+
+    @property
+    def period(self) -> tuple[str, str]:
+        """What an epoch record tells of, one and many: "epoch" or "iteration"."""
+        return self.update if self.minimises else ("epoch", "epochs")
+
+    @property
+    def piece(self) -> tuple[str, str]:
+        """What its replicas compute one by one, one and many: "minibatch" or "portion"."""
+        return ("portion", "portions") if self.minimises else ("minibatch", "minibatches")
 
     @property
     def state(self) -> str:
@@ -137,7 +158,20 @@ class RunData:
     @property
     def steps_done(self) -> int:
         """Updates that were applied, as far as the records go."""
+        if self.minimises:
+            return whole(self.epochs[-1].get("epoch")) + 1 if self.epochs else whole(self.result.get("iterations"))
         return self.steps.index[-1] + 1 if self.steps else whole(self.result.get("steps"))
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the batch that led to where a minimisation is; each is one pass over the training set."""
+        return self.passes[-1] if self.epochs else 0
+
+    @property
+    def passes(self) -> list[int]:
+        """At each epoch record, passes over the training set: epochs, or evaluations of a minimisation."""
+        key = "step" if self.minimises else "epoch"
+        return [whole(epoch.get(key), -1) + 1 for epoch in self.epochs]
 
     @property
     def per_epoch(self) -> int:
@@ -173,7 +207,12 @@ class RunData:
         return max((end for end in ends if math.isfinite(end)), default=math.nan)
 
     def rates(self) -> tuple[list[float], list[float]]:
-        """Numbers of updates and the rate of the last of them: after each step; of pushes, at the ends of epochs."""
+        """Numbers of updates and the rate of the last of them: after each step; of pushes, at the ends of epochs.
+
+        A minimisation has no rate.
+        """
+        if self.minimises:
+            return [], []
         if not self.asynchronous:
             return [index + 1.0 for index in self.steps.index], list(self.steps.lr)
         known = [(whole(epoch.get("step")) + 1.0, number(epoch.get("lr"))) for epoch in self.epochs]
@@ -182,6 +221,11 @@ class RunData:
     def of_epochs(self, split: str, metric: str) -> tuple[list[int], list[float]]:
         """Epochs (from 1) at whose end a metric was measured on a split, and its values."""
         found = [(whole(epoch.get("epoch")) + 1, mapping(epoch.get(split)).get(metric)) for epoch in self.epochs]
+        return [at for at, value in found if value is not None], [number(v) for _, v in found if v is not None]
+
+    def over_passes(self, split: str, metric: str) -> tuple[list[int], list[float]]:
+        """As `of_epochs`, over passes over the training set."""
+        found = [(at, mapping(of.get(split)).get(metric)) for at, of in zip(self.passes, self.epochs, strict=True)]
         return [at for at, value in found if value is not None], [number(v) for _, v in found if v is not None]
 
     def measured(self, split: str, metric: str) -> float:
@@ -213,13 +257,17 @@ class Reader:
         """The run as it is now: what was read before, and what has come since."""
         anew, records = self._records.look()
         if anew:
-            events = self._run.events
-            self._run = RunData(self.folder, self._label, events=events)
+            old = self._run
+            self._run = RunData(self.folder, self._label, events=old.events, tally=old.tally, signs=old.signs)
         run = self._run
         for record in records:
             self._take(record)
         anew, events = self._sessions.look()
-        run.events = events if anew else run.events + events
+        if anew:
+            run.events, run.tally, run.signs = [], {}, []
+        run.events += events
+        for event in events:
+            self._count(number(event.get("at")), mapping(event.pop("tally", None)))
         run.torn, run.damaged = self._records.torn, self._records.damaged + self._sessions.damaged
         run.held = disk.held(self.folder)
         run.submitted = (self.folder / disk.JOB).is_file() and not (self.folder / disk.RECORDS).exists()
@@ -229,6 +277,16 @@ class Reader:
         if not run.recipe_text:
             run.recipe_text, run.recipe = disk.read_toml(self.folder / disk.RECIPE)
         return run
+
+    def _count(self, at: float, tally: Mapping[str, Any]) -> None:
+        """Takes a checkpoint's counts; of a long run all of them would be the most of its files."""
+        if not tally:
+            return
+        before = mapping(self._run.tally.get("replicas"))
+        for name, own in mapping(tally.get("replicas")).items():
+            if whole(mapping(own).get("units")) > whole(mapping(before.get(name)).get("units")):
+                self._run.signs.append((at, str(name)))
+        self._run.tally = tally
 
     def _take(self, record: Mapping[str, Any]) -> None:
         run, kind = self._run, record.get("kind")
@@ -245,6 +303,7 @@ class Reader:
             while run.epochs and whole(run.epochs[-1].get("epoch")) >= whole(record.get("epoch")):
                 run.epochs.pop()  # one that comes again, or after its successors, takes their place
             run.epochs.append(dict(record))
+            run.ended = {}
         elif kind == "started":
             run.started = run.started or record
             run.ended = {}

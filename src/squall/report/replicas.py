@@ -42,14 +42,28 @@ def timeline(run: RunData) -> Chart | None:
     thick = min(12.0, max(2.0, 420 / len(found)))
     traces = [
         _spans("shard", found, "$c4", thick, lambda lane, _: lane.is_shard),
-        _spans("replica, heard of", found, "$c1", thick, lambda lane, span: not lane.is_shard and span.heard),
-        _spans("replica, not heard of", found, "$c1/0.22", thick, lambda _, span: not span.heard),
+        _spans(
+            "replica" if run.minimises else "replica, heard of",
+            found,
+            "$c1",
+            thick,
+            lambda lane, span: not lane.is_shard and span.heard,
+        ),
+        _spans(
+            "replica, missed" if run.minimises else "replica, not heard of",
+            found,
+            "$c1/0.22",
+            thick,
+            lambda _, span: not span.heard,
+        ),
     ]
     traces += [_marks(run, change, found, thick) for change in _MARKS]
     drawn = figure([trace for trace in traces if trace["x"]], _clock(run), xaxis=_from_zero(run), yaxis=_names(found))
     drawn["layout"]["hovermode"] = "closest"
     drawn["height"] = round(min(max(150, 90 + 20 * len(found)), 720))
-    words = _told(every)
+    words = _told(run, every)
+    faint = "Faint: it was missed, and no checkpoint had counted more work of its"
+    words += [faint] * (run.minimises and any(not span.heard for lane in every for span in lane.spans))
     words += [f"{count(len(every) - len(found))} replicas of which there is nothing to tell are left out"] * (
         len(found) < len(every)
     )
@@ -82,7 +96,7 @@ def _marks(run: RunData, change: str, found: Sequence[Lane], thick: float) -> di
         began = whole(run.started.get("replicas"))
         places = [place for place in places if in_order(place[2].name)[1] >= began or place[0] is not place[2].marks[0]]
     x, y = [mark.at for mark, _, _ in places], [float(at) for _, at, _ in places]
-    told = [f"{plain(lane.name)}: {_sign(mark, lane)} at {duration(mark.at)}" for mark, _, lane in places]
+    told = [f"{plain(lane.name)}: {_sign(run, mark, lane)} at {duration(mark.at)}" for mark, _, lane in places]
     marker = {"color": colour, "symbol": symbol, "size": min(11, thick + 3), "line": {"color": "$surface", "width": 1}}
     if symbol.endswith("-open"):
         marker["line"] = {"color": colour, "width": 1.5}
@@ -90,13 +104,14 @@ def _marks(run: RunData, change: str, found: Sequence[Lane], thick: float) -> di
     return line(name, x, y, colour, hovertemplate="%{text}<extra></extra>", **more)
 
 
-def _sign(mark: Mark, lane: Lane) -> str:
+def _sign(run: RunData, mark: Mark, lane: Lane) -> str:
     if mark.change == "restarted" and lane.is_shard:
-        return f"came back from its snapshot, {plural(mark.lost, 'minibatch', 'minibatches')} lost,"
+        lost = f", {plural(mark.lost, 'minibatch', 'minibatches')} lost," * (not run.minimises)
+        return f"came back from its snapshot{lost}"
     return _MARKS[mark.change][0]
 
 
-def _told(found: Sequence[Lane]) -> list[str]:
+def _told(run: RunData, found: Sequence[Lane]) -> list[str]:
     """What happened, in words."""
     shards = sum(lane.is_shard for lane in found)
     words = [f"{plural(len(found) - shards, 'replica')} and {plural(shards, 'shard')}"]
@@ -106,7 +121,8 @@ def _told(found: Sequence[Lane]) -> list[str]:
         parts = []
         if back := numbers["restarted"]:
             lost = sum(mark.lost for mark in marks)
-            parts.append(f"{count(back)} came back" + (f", {count(lost)} minibatches lost" if shard else ""))
+            told_lost = shard and not run.minimises
+            parts.append(f"{count(back)} came back" + (f", {count(lost)} minibatches lost" if told_lost else ""))
         parts += [f"{count(numbers['silent'])} called silent"] * bool(numbers["silent"])
         parts += [f"{count(numbers['left'])} left"] * bool(numbers["left"])
         lanes_ = [lane for lane in found if lane.is_shard is shard and lane.spans]
@@ -209,7 +225,7 @@ def work(run: RunData) -> Chart | None:
         return None
     done = [share.minibatches for share in found]
     even = sum(done) / len(done)
-    said = f"{plural(len(found), 'replica')} computed {plural(sum(done), 'minibatch', 'minibatches')}"
+    said = f"{plural(len(found), 'replica')} computed {plural(sum(done), *run.piece)}"
     shapes = []
     if len(found) > 1:
         most, least = (found[done.index(end(done))] for end in (max, min))
@@ -217,9 +233,9 @@ def work(run: RunData) -> Chart | None:
         said += f", {written(even, 3)} each on average; most {ends[0]}, least {ends[1]}. Dashed: equal shares"
         level = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": even, "y1": even, "layer": "above"}
         shapes.append({**level, "line": {"color": "$ink", "width": 1.25, "dash": "dash"}})
-    trace = _by_replica("minibatches", found, done, "$c1", "%{y:,} minibatches")
+    trace = _by_replica(run.piece[1], found, done, "$c1", f"%{{y:,}} {run.piece[1]}")
     drawn = figure([trace], "replica", shapes=shapes, yaxis=thousands(max(done)), **_columns(found))
-    return Chart("work", "Share of the work", drawn, f"{said}.", unit="minibatches")
+    return Chart("work", "Share of the work", drawn, f"{said}.", unit=run.piece[1])
 
 
 def stalls(run: RunData) -> Chart | None:
@@ -230,7 +246,7 @@ def stalls(run: RunData) -> Chart | None:
     still = [100 * share.still for share in found]
     seconds, stalled = sum(share.seconds for share in found), sum(share.stalled for share in found)
     share = written(100 * stalled / seconds, 3)
-    words = f"Computing stood still for fetches, pushes and minibatches {share} % of the time"
+    words = f"Computing stood still for fetches, pushes and {run.piece[1]} {share} % of the time"
     if len(found) > 1:
         words += f" of all replicas; at most {written(max(still), 3)} %, {plain(found[still.index(max(still))].name)}"
     trace = _by_replica("stood still", found, still, "$c2", "%{y:.3~g} %")

@@ -78,8 +78,8 @@ def _head(runs: Sequence[RunData], grouped: Sequence[Group]) -> Html:
 def _table(runs: Sequence[RunData]) -> Block:
     split = split_used(runs)
     result = f"{SPLITS[split]} error" if split else "result"
-    mixed = any(run.asynchronous for run in runs)
-    own = ["strategy", "staleness"] if mixed else []
+    mixed, stale = any(run.asynchronous for run in runs), any(run.asynchronous and not run.minimises for run in runs)
+    own = ["strategy"] * mixed + ["staleness"] * stale
     head = ["run", "", result, "time", "samples/s", "processes", "seed", "minibatch", "epochs", *own, "weights"]
     rows = [
         (
@@ -91,13 +91,16 @@ def _table(runs: Sequence[RunData]) -> Block:
             " → ".join(map(count, run.processes)) + " replicas" * run.asynchronous,
             seed_of(run) or NONE,
             count(whole(run.started.get("global_batch_size"))),
-            count(len(run.epochs)),
-            *((str(run.started.get("strategy", NONE)), _stale(run)) if mixed else ()),
+            count(run.evaluations if run.minimises else len(run.epochs)),
+            *[str(run.started.get("strategy", NONE))] * mixed,
+            *[_stale(run)] * stale,
             code(shortly(run.result["weights_sha256"], 8)) if run.result.get("weights_sha256") else NONE,
         )
         for at, run in enumerate(runs)
     ]
-    return text_block("runs", table("Runs", head, rows, words=(0, 1)))
+    told = paragraph("An epoch of a sandblaster run is an evaluation of its batch.", kind="quiet")
+    some = any(run.minimises for run in runs)
+    return text_block("runs", table("Runs", head, rows, words=(0, 1)), *[told] * some)
 
 
 def _stale(run: RunData) -> str:

@@ -14,7 +14,7 @@ from squall.report.series import median
 from squall.report.sessions import Save, SessionData, sessions, slow_ranks
 from squall.report.values import mapping, number
 from squall.report.words import NONE, Html, bytes_of, duration, plural, safe, when
-from squall.report.work import split_of_epochs, whose
+from squall.report.work import part_name, split_of_epochs, whose
 from squall.units import count
 
 _MEANING = {
@@ -29,6 +29,10 @@ _OF_REPLICAS = {
     "compute": "forward, backward, reading batches: the sum over replicas",
     "communication": "computing stood still for fetches, pushes and minibatches",
     "evaluation": "the server's weights on validation and test data, beside the training",
+}
+_OF_PORTIONS = {
+    "communication": "computing stood still for fetches, pushes and portions",
+    "evaluation": "copies of the points on validation and test data, beside the iterations",
 }
 _MOST_SLOW = 20
 
@@ -46,13 +50,13 @@ def time_table(run: RunData) -> Block | None:
         for name, seconds in totals.items()
         if seconds or not run.asynchronous
     ]
-    head = ["part", "share", "in all", "an epoch"]
+    head = ["part", "share", "in all", f"an {run.period[0]}"]
     return text_block("time-table", table(f"Where the time goes, {whose(run)}", head, rows))
 
 
 def _part(name: str, run: RunData) -> Html:
-    meaning = _OF_REPLICAS.get(name, _MEANING[name]) if run.asynchronous else _MEANING[name]
-    return Html(f"{safe(name)}<small>{safe(meaning)}</small>")
+    meanings = _MEANING | (_OF_REPLICAS if run.asynchronous else {}) | (_OF_PORTIONS if run.minimises else {})
+    return Html(f"{safe(part_name(run, name))}<small>{safe(meanings[name])}</small>")
 
 
 def slow_block(run: RunData) -> Block | None:

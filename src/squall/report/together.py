@@ -12,8 +12,8 @@ from squall.report.charts import LINKED, log_button, over
 from squall.report.draw import DASHES, NUM_COLOURS, PART_COLOURS, band, bars, dotted, figure, line, thousands
 from squall.report.groups import LEAST, Group, split_used
 from squall.report.read import SPLITS, RunData
-from squall.report.series import running_mean, thinned, window_of
-from squall.report.values import number, whole
+from squall.report.series import Points, running_mean, thinned, window_of
+from squall.report.values import number
 from squall.report.words import plain, written
 from squall.report.work import split_of_epochs, whose
 
@@ -31,6 +31,8 @@ def _style(at: int) -> dict[str, Any]:
 
 
 def _axis(runs: Sequence[RunData]) -> str:
+    if all(run.minimises for run in runs):
+        return "evaluation"
     return "epoch" if all(run.per_epoch for run in runs if run.started) else "step"
 
 
@@ -38,14 +40,20 @@ def _at(run: RunData, axis: str, steps: float) -> float:
     return run.at(steps) if axis == "epoch" else steps
 
 
+def _passes(runs: Sequence[RunData]) -> str:
+    """The axis of what is measured by epoch."""
+    return "evaluation" if all(run.minimises for run in runs) else "epoch"
+
+
 def _updates(runs: Sequence[RunData]) -> str:
     """What a loss is of."""
-    kinds = {"pushes" if run.asynchronous else "steps": None for run in runs}
+    kinds = {"pushes" if run.asynchronous else "steps": None for run in runs if not run.minimises}
     return " or ".join(sorted(kinds, reverse=True))
 
 
 def _frame(runs: Sequence[RunData], axis: str) -> dict[str, Any]:
-    x = over(*(run for run in runs if run.started)) if axis == "epoch" else over()
+    known = [run for run in runs if run.started] if axis != "step" else []
+    x = over(*known, name=axis if _some(runs) and known else "")
     return {"xaxis": x, "showlegend": len(runs) <= _MOST_NAMED}
 
 
@@ -54,16 +62,39 @@ def loss(runs: Sequence[RunData]) -> Chart | None:
     axis, traces = _axis(runs), []
     drawn_values: list[float] = []
     for at, run in enumerate(runs):
-        x = [_at(run, axis, index + 1) for index in run.steps.index]
-        xs, ys = running_mean(x, run.steps.loss, run.steps.samples, window_of(len(x)), most=300)
+        xs, ys = _losses(run, axis)
         if ys:
             traces.append(line(run.label, xs, ys, colour(at), line=_style(at)))
             drawn_values += ys
     if not traces:
         return None
-    words = f"Training loss: a running mean over a fiftieth of each run's {_updates(runs)}."
+    words = f"Training loss: a running mean over a fiftieth of each run's {_updates(runs)}"
+    if _some(runs):
+        words += "; of L-BFGS the value after each iteration, decay included"
+    if all(run.minimises for run in runs):
+        words = "The loss over the training set after each iteration, decay included"
     drawn = figure(traces, axis, **_frame(runs, axis))
-    return Chart("loss", "Loss", drawn, words, log=log_button(drawn_values, _STEEP), linked=LINKED)
+    return Chart(
+        "loss", "Loss", drawn, f"{words}.{_meaning(runs)}", log=log_button(drawn_values, _STEEP), linked=LINKED
+    )
+
+
+def _losses(run: RunData, axis: str) -> Points:
+    """The running mean of a run's training loss; of a minimisation its values."""
+    if run.minimises:
+        return thinned(list(map(float, run.passes)), [number(epoch.get("train_loss")) for epoch in run.epochs], 300)
+    x = [_at(run, axis, index + 1) for index in run.steps.index]
+    return running_mean(x, run.steps.loss, run.steps.samples, window_of(len(x)), most=300)
+
+
+def _meaning(runs: Sequence[RunData]) -> str:
+    """What an epoch of a minimisation is, where others have epochs."""
+    mixed = _some(runs) and _passes(runs) == "epoch"
+    return " An evaluation of L-BFGS is an epoch: one pass over the training set." if mixed else ""
+
+
+def _some(runs: Sequence[RunData]) -> bool:
+    return any(run.minimises for run in runs)
 
 
 def error(runs: Sequence[RunData], grouped: Sequence[Group]) -> Chart | None:
@@ -76,7 +107,7 @@ def error(runs: Sequence[RunData], grouped: Sequence[Group]) -> Chart | None:
     bands = [(group, _mean_errors(group.seeds, split)) for group in grouped if len(group.seeds) >= LEAST]
     averaged = [run for group, points in bands if points[0] for run in group.runs]
     for at, run in enumerate(runs):
-        x, accuracies = run.of_epochs(split, "accuracy")
+        x, accuracies = run.over_passes(split, "accuracy")
         y = [100 * (1 - value) for value in accuracies]
         finite = [value for value in y if math.isfinite(value)]
         if not finite:
@@ -95,8 +126,8 @@ def error(runs: Sequence[RunData], grouped: Sequence[Group]) -> Chart | None:
         words.append(f"Strong: mean over {len(group.seeds)} seeds, with ± 1 standard deviation.")
     if not traces:
         return None
-    axes = {**_frame(runs, "epoch"), "yaxis": {"ticksuffix": " %", "rangemode": "tozero"}}
-    drawn = figure(traces, "epoch", **axes)
+    axes = {**_frame(runs, _passes(runs)), "yaxis": {"ticksuffix": " %", "rangemode": "tozero"}}
+    drawn = figure(traces, _passes(runs), **axes)
     title = f"{SPLITS[split].capitalize()} error"
     return Chart(
         "error", title, drawn, " ".join(dict.fromkeys(words)), log=log_button(drawn_values, _STEEP), linked=LINKED
@@ -105,7 +136,7 @@ def error(runs: Sequence[RunData], grouped: Sequence[Group]) -> Chart | None:
 
 def _mean_errors(runs: Sequence[RunData], split: str) -> tuple[list[float], list[float], list[float]]:
     """Epochs that all of them measured, and mean and standard deviation of their errors there, in percent."""
-    errors = [{e: 100 * (1 - v) for e, v in zip(*run.of_epochs(split, "accuracy"), strict=True)} for run in runs]
+    errors = [{e: 100 * (1 - v) for e, v in zip(*run.over_passes(split, "accuracy"), strict=True)} for run in runs]
     common = sorted(set.intersection(*(set(found) for found in errors)))
     common = [epoch for epoch in common if all(math.isfinite(found[epoch]) for found in errors)]
     at = [[found[epoch] for found in errors] for epoch in common]
@@ -130,7 +161,7 @@ def speed(runs: Sequence[RunData]) -> Chart | None:
     """Samples a second by epoch."""
     traces, top = [], 0.0
     for at, run in enumerate(runs):
-        x = [float(whole(epoch.get("epoch")) + 1) for epoch in run.epochs]
+        x = [float(at) for at in run.passes]
         y = [number(epoch.get("samples_per_second")) for epoch in run.epochs]
         finite = [value for value in y if math.isfinite(value)]
         if finite:
@@ -138,9 +169,9 @@ def speed(runs: Sequence[RunData]) -> Chart | None:
             traces.append(dotted(run.label, x, y, colour(at), line=_style(at), form=",.0f"))
     if not traces:
         return None
-    frame = {**_frame(runs, "epoch"), "yaxis": thousands(top)}
+    frame = {**_frame(runs, _passes(runs)), "yaxis": thousands(top)}
     words = "Of simulated runs, a simulated second." if any(run.simulated for run in runs) else ""
-    drawn = figure(traces, "epoch", **frame)
+    drawn = figure(traces, _passes(runs), **frame)
     return Chart("speed", "Throughput", drawn, words, unit="samples/s", linked=LINKED)
 
 
@@ -169,7 +200,9 @@ def time(runs: Sequence[RunData]) -> Chart | None:
     drawn["height"] = min(max(300, 90 + 24 * len(runs)), 900)
     where = " or ".join(dict.fromkeys(whose(run) for run in runs if run.epochs))
     simulated = " Of simulated runs, simulated seconds." if any(run.simulated for run in runs) else ""
-    words = f"{where[:1].upper()}{where[1:]}, over all epochs.{simulated}"
+    words = (
+        f"{where[:1].upper()}{where[1:]}, over all {'epochs' if _passes(runs) == 'epoch' else 'iterations'}.{simulated}"
+    )
     return Chart("time", "Where the time goes", drawn, words)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from squall.records import SPENT
 from squall.report.blocks import Chart
-from squall.report.charts import LINKED, axis, marks, over
+from squall.report.charts import LINKED, along, axis, marks
 from squall.report.draw import NUM_COLOURS, PART_COLOURS, band, bars, dotted, figure, line, thousands
 from squall.report.read import RunData
 from squall.report.series import median, stretches
@@ -38,7 +38,7 @@ def speed(run: RunData) -> Chart | None:
         [dotted("samples/s", x, y, "$c1", form=",.0f")],
         axis(run),
         shapes=shapes,
-        xaxis=over(run),
+        xaxis=along(run),
         yaxis=thousands(max(finite)),
     )
     return Chart("speed", "Throughput", drawn, " ".join([words, *told]), unit=f"samples/{_s(run)}", linked=LINKED)
@@ -65,10 +65,11 @@ def time(run: RunData) -> Chart | None:
     if not used:
         return None
     total = sum(map(sum, used.values()))
-    words = ", ".join(f"{name} {100 * sum(values) / total:.1f} %" for name, values in used.items())
-    traces = [bars(name, x, values, PART_COLOURS[name], hovertemplate="%{y:.3~s}s") for name, values in used.items()]
+    named = [(part, part_name(run, part), values) for part, values in used.items()]
+    words = ", ".join(f"{name} {100 * sum(values) / total:.1f} %" for _, name, values in named)
+    traces = [bars(name, x, values, PART_COLOURS[part], hovertemplate="%{y:.3~s}s") for part, name, values in named]
     gap = 0.15 if len(x) <= 60 else 0
-    drawn = figure(traces, axis(run), barmode="stack", bargap=gap, xaxis=over(run))
+    drawn = figure(traces, axis(run), barmode="stack", bargap=gap, xaxis=along(run))
     return Chart(
         "time", "Where the time goes", drawn, f"{words.capitalize()}.", unit=f"{_s(run)} {whose(run)}", linked=LINKED
     )
@@ -77,6 +78,11 @@ def time(run: RunData) -> Chart | None:
 def whose(run: RunData) -> str:
     """Whose time is told of."""
     return "of all replicas" if run.asynchronous else "on rank 0"
+
+
+def part_name(run: RunData, part: str) -> str:
+    """What a part of the time is called; of a minimisation, which evaluates the batch, evaluation is measuring."""
+    return "measuring" if run.minimises and part == "evaluation" else part
 
 
 def _s(run: RunData) -> str:
@@ -128,7 +134,7 @@ def ranks(run: RunData) -> Chart | None:
     middles = [1e3 * median(pace) for _, pace in paces]
     traces.append(line("median", at, middles, "$ink", line={"color": "$ink", "width": 1.5, "dash": "dash"}))
     words = f"Rank {slow} is the slowest of {num}: at most {ratio:.2f} times the median, in epoch {where:.0f}."
-    drawn = figure(traces, axis(run), xaxis=over(run), yaxis={"rangemode": "tozero"})
+    drawn = figure(traces, axis(run), xaxis=along(run), yaxis={"rangemode": "tozero"})
     return Chart("ranks", "Pace of each rank", drawn, words, unit="ms a sample", linked=LINKED)
 
 
@@ -172,7 +178,7 @@ def timeline(run: RunData) -> Chart | None:
     names = [f"{s.number}: {plural(s.processes, *run.worker)}" if few else str(s.number) for s in ticks]
     y_axis: dict[str, Any] = {"tickvals": [s.number for s in ticks], "ticktext": names, "showgrid": False}
     y_axis |= {"autorange": False, "range": [len(found) + 0.6, 0.4]}
-    x_axis = {**over(run), "rangemode": "tozero"}
+    x_axis = {**along(run), "rangemode": "tozero"}
     drawn = figure(traces, axis(run), xaxis=x_axis, yaxis=y_axis, hovermode="closest", showlegend=False)
     drawn["height"] = min(100 + 28 * len(found), 440)
     return Chart("sessions", "Sessions over the training", drawn, ", ".join(words) + ".", wide=True, linked=LINKED)

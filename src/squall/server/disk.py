@@ -204,7 +204,10 @@ class OnDisk:
                 [
                     ("found", f"{self._folder} on {here}: {found}"),
                     ("rule", "shards write their snapshots there: all machines of a cluster see one folder"),
-                    ("to do", "--out with a folder of a shared file system; or downpour.shards=1, beside the driver"),
+                    (
+                        "to do",
+                        "--out with a folder of a shared file system; or one shard (shards=1), beside the driver",
+                    ),
                 ],
             )
         try:

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +159,10 @@ class Journal:
             except OSError as error:
                 return SaveFailed(saved.step, error.strerror or str(error), self._saved)
         self._saved = saved.step
-        return saved
+        lbfgs = {name: value for name, value in saved.tally.get("lbfgs", {}).items() if name != "history"}
+        return (
+            replace(saved, tally={**saved.tally, "lbfgs": lbfgs}) if lbfgs else saved
+        )  # 10 kB that nobody reads there
 
     def request(self) -> Request | None:
         """What somebody asks of the run by a file in its folder; looked for once a second."""

@@ -20,7 +20,7 @@ _RULES = {
     "world": _NUMBERS,
     "device": "replicas compute on the CPU",
     "profile": "a profile is that of a rank; a replica writes none",
-    "timeout": "no replica waits for another; downpour.lease_timeout says when its minibatches are handed out again",
+    "timeout": "nobody waits for a dead replica; {strategy}.lease_timeout says when what it had is handed out again",
     "restarts": "the engine starts a role again that has died, as often as it is of use",
     "other_arithmetic": "a run of replicas goes on in whatever arithmetic there is",
 }
@@ -36,10 +36,12 @@ def refuse(recipe: Recipe, given: Sequence[str]) -> None:
     Raises:
         InputError: something was given, or several processes are about to drive the same run.
     """
-    replicas = recipe.downpour.replicas if recipe.downpour else 2
+    roles, key = recipe.roles, f"{recipe.strategy}.replicas"
+    assert roles is not None  # of every recipe with such a strategy
     if given:
-        rows = [(text, _RULES[text.strip("-=").replace("-", "_")]) for text in given]
-        to_do = f"leave {'it' if len(rows) == 1 else 'them'} away; downpour.replicas={replicas}"
+        rules = {text: _RULES[text.strip("-=").replace("-", "_")] for text in given}
+        rows = [(text, rule.format(strategy=recipe.strategy)) for text, rule in rules.items()]
+        to_do = f"leave {'it' if len(rows) == 1 else 'them'} away; {key}={roles.replicas}"
         raise InputError(f"{', '.join(given)} with strategy={recipe.strategy}", [*rows, ("to do", to_do)])
     ranks = find(os.environ).size
     if ranks > 1:
@@ -48,6 +50,6 @@ def refuse(recipe: Recipe, given: Sequence[str]) -> None:
             [
                 ("found", f"this process is one of {ranks}: each would train the whole run"),
                 ("rule", "Squall starts replicas and shards itself"),
-                ("to do", f"start it once, with downpour.replicas={ranks}"),
+                ("to do", f"start it once, with {key}={ranks}"),
             ],
         )

@@ -85,7 +85,10 @@ def train(
     if given := [name for name, value in (("engine", engine), ("cluster", cluster)) if value is not None]:
         raise InputError(
             f"{given[0]}= with strategy={recipe.strategy}",
-            [("rule", "an engine runs the roles of an asynchronous strategy"), ("to do", "strategy=downpour")],
+            [
+                ("rule", "an engine runs the roles of an asynchronous strategy"),
+                ("to do", "strategy=downpour, or strategy=sandblaster"),
+            ],
         )
     owns_world = world is None
     world = world if world is not None else join()

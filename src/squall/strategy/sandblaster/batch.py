@@ -6,6 +6,7 @@ A unit is always the same portions, whoever there is to compute it: its sums hav
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from squall.server.leases import Pool
@@ -84,7 +85,15 @@ class Batch:
     @property
     def loss(self) -> float:
         """The mean, from sums of portions in their order: the same whoever computed them, and when."""
-        return math.fsum(self._losses[portion] for portion in sorted(self._losses)) / max(self.count, 1e-12)
+        return added([self._losses[portion] for portion in sorted(self._losses)]) / max(self.count, 1e-12)
+
+
+def added(values: Sequence[float]) -> float:
+    """Their sum, rounded once; what is not finite is not either in the sum."""
+    try:
+        return math.fsum(values)
+    except (OverflowError, ValueError):  # beyond float64's range; inf - inf
+        return sum(values)
 
 
 def num_units(portions: int, size: int) -> int:

@@ -16,8 +16,7 @@ Dean et al. 2012, section 4.2 and algorithm 2. It holds numbers only, as many fo
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,13 +27,14 @@ from squall.errors import DivergedError, RunError
 from squall.optim.algebra import Command, Matrix
 from squall.optim.lbfgs import Ended, LbfgsSpec, State, minimise
 from squall.records import Evaluating, Noted, RoleChanged, SaveBegan, Saved, SaveFailed
-from squall.server.client import shard_name, until_answered, worked
+from squall.server.client import shard_name
 from squall.server.messages import Ask, Lease, Settled
-from squall.server.vectors import Answer, Close, Copy, Order, Restore
+from squall.server.vectors import Close, Copy, Restore
 from squall.strategy.crew import LOOK_S, Crew
 from squall.strategy.members import Member
-from squall.strategy.sandblaster.batch import Batch
+from squall.strategy.sandblaster.batch import Batch, added
 from squall.strategy.sandblaster.iterations import Iterations
+from squall.strategy.sandblaster.shards import SetBackError, Shards, summed
 from squall.strategy.sandblaster.tally import Tally
 from squall.strategy.summary import Summary
 
@@ -79,10 +79,6 @@ class CoordinatorSpec:
     carried: Mapping[str, Any] | None = None
 
 
-class _SetBackError(Exception):
-    """A shard has lost what it held."""
-
-
 class _StoppedError(Exception):
     """Somebody asked."""
 
@@ -100,14 +96,14 @@ class Coordinator(Role):
         self._stopping = ""
         self._over = False
         self._shown = 0.0
-        self._orders = self._evaluations = 0
-        self._incarnations: list[int] = []
+        self._evaluations = 0
         self._saving: Task[RunError | None] | None = None
 
     async def begin(self) -> None:
         """Sets the shards to where the run begins."""
         spec = self.spec
         self._crew = Crew(self.here, self, spec.replicas, spec.replica, spec.lease_timeout)
+        self._shards = Shards(self.here, spec.shards, spec.patience)
         self._tally = Tally(spec.order, spec.carried)
         self._counters = spec.counters
         self._iterations = Iterations(self.here, spec.evaluator, spec.patience)
@@ -132,12 +128,12 @@ class Coordinator(Role):
                     self._state, ended = await minimise(self, self.spec.lbfgs, self._state, self._told)
                 except _StoppedError:
                     ended = None
+                if ended is not None and ended.outcome == "not finite":
+                    raise DivergedError(f"{ended.why} at the start", [("to do", "other first weights: another seed")])
                 await self._save_last()
                 break
-            except _SetBackError:
+            except SetBackError:
                 await self._set_back()
-        if ended is not None and ended.outcome == "not finite":
-            raise DivergedError(f"{ended.why} at the start", [("to do", "other first weights: another seed")])
         self._over = True
         self._crew.wake()
         outcome, state = "stopped" if ended is None else "finished", self._state
@@ -166,15 +162,13 @@ class Coordinator(Role):
 
     async def do(self, *commands: Command) -> list[Matrix]:
         """As of `squall.optim.algebra.Space`."""
-        answers = await self._order(commands=commands)
-        matrices = zip(*(answer.matrices for answer in answers), strict=True)
-        return [_added(slices) for slices in matrices]
+        return summed(await self._shards.order(commands=commands))
 
     async def evaluate(self) -> float:
         """As of `squall.optim.lbfgs.Problem`."""
         self._evaluations += 1
         number = self._evaluations
-        await self._order(begin=number)
+        await self._shards.order(begin=number)
         self._batch = batch = Batch.of(
             number, self.spec.order.num_steps, self.spec.unit, first_alone=self._state is None
         )
@@ -185,15 +179,15 @@ class Coordinator(Role):
                 raise _StoppedError
             await self.here.first_of(self._crew.changed(), within=LOOK_S)
             if self._batch is not batch:
-                raise _SetBackError
+                raise SetBackError
             self._crew.look()
             self._show(batch)
         self._batch = None
         self._tally.evaluated(batch)
-        answers = await self._order(close=Close(number, batch.count, batch.samples))
+        answers = await self._shards.order(close=Close(number, batch.count, batch.samples))
         self._tally.closed(all(answer.exact for answer in answers))
         self._last = batch
-        return batch.loss + math.fsum(answer.penalty for answer in answers)
+        return batch.loss + added([answer.penalty for answer in answers])
 
     def _show(self, batch: Batch) -> None:
         """Says how far it is, now and then."""
@@ -251,7 +245,7 @@ class Coordinator(Role):
     def _note(self, name: str, settled: Settled) -> None:
         batch, counts = self._batch, False
         if batch is not None and settled.evaluation == batch.number:
-            pairs = zip(settled.receipts, self._incarnations, strict=True)
+            pairs = zip(settled.receipts, self._shards.incarnations, strict=True)
             if any(receipt.version.incarnation != known for receipt, known in pairs):
                 self._batch = None  # a shard was restarted: `evaluate` hears of it
             elif any(receipt.outcome == "dropped" for receipt in settled.receipts):
@@ -265,23 +259,7 @@ class Coordinator(Role):
         if member is not None:
             member.durations = [*member.durations[-8:], settled.seconds / settled.unit.count]
 
-    # -- shards -----------------------------------------------------------------------------------------------
-
-    async def _order(
-        self,
-        *,
-        close: Close | None = None,
-        commands: Sequence[Command] = (),
-        accept: bool = False,
-        begin: int | None = None,
-    ) -> list[Answer]:
-        self._orders += 1
-        rest = close, tuple(commands), accept, begin
-        orders = [Order(self._orders, incarnation, *rest) for incarnation in self._incarnations]
-        answers: list[Answer] = await self._all("order", [(order,) for order in orders])
-        if any(answer.incarnation != order.incarnation for answer, order in zip(answers, orders, strict=True)):
-            raise _SetBackError
-        return answers
+    # -- between iterations -----------------------------------------------------------------------------------
 
     async def _set_back(self) -> None:
         """All shards, and the optimiser, to the newest whole snapshot."""
@@ -290,46 +268,27 @@ class Coordinator(Role):
         self._batch = None
         kept = self._kept[self._whole]
         state = State.of(kept["lbfgs"], self.spec.lbfgs.history) if kept is not None else None
-        if kept is not None:
-            self._counters = tuple(kept["counters"])
-            self._evaluations = max(self._evaluations, kept["evaluations"])
+        self._counters = tuple(kept["counters"]) if kept is not None else self.spec.counters
+        self._evaluations = max(self._evaluations, kept["evaluations"] if kept is not None else 0)
         used = state.history.basis[:-1] if state is not None else ()
-        before, lost = self._incarnations, self._state
-        self._orders += 1
-        order = Order(self._orders, None, restore=Restore(self._whole, used))
-        answers: list[Answer] = await self._all("order", [(order,)] * self.spec.shards)
-        self._incarnations = [answer.incarnation for answer in answers]
-        for shard, (old, new) in enumerate(zip(before, self._incarnations, strict=False)):
-            if old != new:
-                self.here.emit(RoleChanged(self.here.now(), shard_name(shard), "restarted"))
-        if before:
+        is_first, lost = not self._shards.incarnations, self._state
+        for shard in await self._shards.restore(Restore(self._whole, used)):
+            self.here.emit(RoleChanged(self.here.now(), shard_name(shard), "restarted"))
+        if not is_first:
             redone = (lost.iterations if lost is not None else 0) - (state.iterations if state is not None else 0)
             self._tally.set_back(redone)
-            self.here.emit(Noted(f"a shard was restarted: all go back by {redone} iterations"))
+            again = f"; {redone} iteration{'' if redone == 1 else 's'} to be done again" if redone else ""
+            self.here.emit(Noted(f"all shards go back to their last snapshot{again}"))
         self._state = state
-
-    async def _all(self, method: str, values: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Calls a method of all shards at once."""
-
-        async def one(index: int) -> Any:
-            handle = self.here.handle(shard_name(index))
-            return await until_answered(
-                self.here, handle.name, lambda: handle.call(method, *values[index]), self.spec.patience
-            )
-
-        tasks = [self.here.start(one(index)) for index in range(self.spec.shards)]
-        return [await task for task in tasks]
-
-    # -- between iterations -----------------------------------------------------------------------------------
 
     async def _told(self, state: State) -> None:
         """An iteration has been accepted: measured, told and saved, all from copies of the point that it led to."""
         self._state, batch = state, self._last
         assert batch is not None
         self._counters = tuple(map(sum, zip(self._counters, batch.counters, strict=True)))
-        await self._order(accept=True)
+        await self._shards.order(accept=True)
         await self._iterations.copied(state.iterations, self._counters)
-        await self._order()  # a shard that was restarted meanwhile gave away no copy
+        await self._shards.order()  # a shard that was restarted meanwhile gave away no copy
         self._iterations.tell(self._told_of(state, batch))
         if self._is_due(state):
             await self._save()
@@ -375,21 +334,17 @@ class Coordinator(Role):
         self._saved_at = began, state.iterations
         self.here.emit(SaveBegan(number))
         copy = Copy(number, state.history.basis[:-1], self._whole, fresh=self._failed)
-        copies = await self._all("copy", [(incarnation, copy) for incarnation in self._incarnations])
-        if None in copies:
-            raise _SetBackError
+        stood = await self._shards.copy(copy)
         self._kept[number] = {**values, **self._tally.state()}
-        self._saving = self.here.start(self._saved(number, began, max(copies)))
+        self._saving = self.here.start(self._saved(number, began, stood))
 
     async def _saved(self, number: int, began: float, stood: float) -> RunError | None:
         """Waits until all have saved it; what kept one from it."""
         kept = self._kept[number]
         assert kept is not None
         iterations = int(kept["lbfgs"]["iterations"])
-        num_bytes = 0
         try:
-            for shard in range(self.spec.shards):
-                num_bytes += await worked(self.here, shard_name(shard), "saved", number, patience=self.spec.patience)
+            num_bytes = await self._shards.saved(number)
         except RunError as error:
             said = ", ".join([error.headline, *(text for label, text in error.rows if label == "found")])
             newest, self._failed = self._kept[self._whole], True
@@ -402,8 +357,3 @@ class Coordinator(Role):
 
 
 _NO_DESCENT = "as far as rounding lets one see this is the optimum: a wider sandblaster.noise looks no farther"
-
-
-def _added(slices: Sequence[Matrix]) -> Matrix:
-    """A matrix as the sum of those of all slices."""
-    return tuple(tuple(math.fsum(cells) for cells in zip(*rows, strict=True)) for rows in zip(*slices, strict=True))
