@@ -150,17 +150,16 @@ class VectorShard(Role):
         self._vectors = Vectors(names(self.spec.history), part.buffers, dtype)
         self._buffers = torch.zeros(part.size - part.buffers, dtype=dtype)
         self._coming = self._buffers.clone()
-        self._sums = (
-            ExactSums(part.buffers, dtype),
-            ExactSums(part.size - part.buffers, dtype),
-        )  # of gradients, of buffers
+        of_gradients, of_buffers = ExactSums(part.buffers, dtype), ExactSums(part.size - part.buffers, dtype)
+        self._sums = of_gradients, of_buffers
         self._scale = 0.0, 0.0  # what is largest in a unit at the point
         self._evaluation = -1  # the one that is open
         self._states = torch.zeros(self.spec.portions, dtype=torch.uint8)  # 1: a portion is in the sums
         self._done = -1, Answer(self.here.incarnation)
         self._restored = False
         self._held: dict[str, int] = {}  # which snapshot has a pair's vector as it is now
-        self._copied = -1, 0.0
+        self._copied = -1
+        self._copying: Task[float] | None = None
         self._saving: Task[int | RunError] | None = None
         self._fetched: dict[str, tuple[tuple[int, int], Fetched]] = {}
         self._bytes = part.size * dtype.itemsize
@@ -278,16 +277,19 @@ class VectorShard(Role):
         """
         if incarnation != self.here.incarnation or not self._restored:
             return None
-        if copy.number > self._copied[0]:
-            began = self.here.now()
-            point, pairs = await self.here.compute(lambda: self._taken(copy), Cost(bytes=8 * self._bytes))
-            self._copied = copy.number, self.here.now() - began
-            self._saving = self.here.start(self._save(copy, point, pairs))
-        return self._copied[1]
+        if copy.number > self._copied:
+            self._copied, self._copying = copy.number, self.here.start(self._copy(copy))
+        return await self._copying if self._copying is not None else None
+
+    async def _copy(self, copy: Copy) -> float:
+        began = self.here.now()
+        point, pairs = await self.here.compute(lambda: self._taken(copy), Cost(bytes=8 * self._bytes))
+        self._saving = self.here.start(self._save(copy, point, pairs))
+        return self.here.now() - began
 
     async def saved(self, number: int) -> int | None:
         """Bytes of the snapshot that was copied last, once it is saved; None while it is at it."""
-        if number != self._copied[0] or self._saving is None:
+        if number != self._copied or self._saving is None:
             raise RunError(f"{self.here.name} has no copy {number}")
         found = await so_far(self.here, self._saving)
         if isinstance(found, RunError):
