@@ -87,6 +87,10 @@ class Sandblaster:
             replica=replica,
             snapshot=number,
             carried=carried,
+            advice={
+                "budget spent": f"epochs={2 * self._recipe.epochs}, or a wider sandblaster.tolerance_gradient",
+                "no descent": "as far as rounding lets one see this is the optimum: a wider sandblaster.noise goes on",
+            },
         )
         chief = partial(Coordinator, coordinator)
         roles["coordinator"] = Plan(chief, "coordinator", restarts=False, cpus=0.0, beside_driver=True)

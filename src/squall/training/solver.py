@@ -1,4 +1,9 @@
-"""`squall.minimize`: the batch optimiser over a function of the user's own, without recipe or data set."""
+"""`squall.minimize`: the batch optimiser over a function of the user's own, without recipe or data set.
+
+In this process by default. A function that is a sum of portions can also be computed by replicas, on Ray or in
+simulated time, with all vectors on shards (`squall.training.solver_roles`): the same algorithm file, and Sandblaster's
+roles.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +17,7 @@ from squall.errors import InputError
 from squall.optim.lbfgs import LbfgsSpec, Outcome, State, minimise
 from squall.optim.linesearch import SEARCHES, SearchSpec
 from squall.optim.local import Local, finished
+from squall.reduce.flat import place
 
 Tensors = TypeVar("Tensors", torch.Tensor, Sequence[torch.Tensor], Mapping[str, torch.Tensor])
 
@@ -63,9 +69,13 @@ class Minimum(Generic[Tensors]):
 
 
 def minimize(
-    objective: Callable[[Tensors], torch.Tensor],
+    objective: Callable[..., torch.Tensor],
     x0: Tensors,
     *,
+    portions: int | None = None,
+    engine: Literal["ray", "simulated"] | None = None,
+    replicas: int = 2,
+    shards: int = 1,
     history: int = 10,
     line_search: Literal["strong_wolfe", "armijo"] = "strong_wolfe",
     tolerance_gradient: float = 1e-5,
@@ -81,7 +91,12 @@ def minimize(
     Arguments:
         objective: gives a scalar tensor; differentiated by autograd. It must be a function of x alone: no random
             numbers, no sample of the data that changes from call to call.
+            With `portions`, objective(x, portion) is one of so many summands, portion = 0 .. portions - 1.
         x0: where it begins: a tensor, a list of tensors, or tensors by name; all float32, or all float64. Left alone.
+        portions: summands of the function; None: it is a whole.
+        engine: who computes the portions: replicas on a private Ray on this machine, or the same in simulated time;
+            None: this process, one after the other. The result is the same, bit for bit, for any number of replicas.
+        replicas, shards: with an engine: processes that compute portions, and that hold slices of all vectors.
         history: pairs of steps and changes of gradient that are kept; memory is 2 * history + 5 vectors.
         line_search: "strong_wolfe" (Moré & Thuente) or "armijo" (back-tracking, pairs damped).
         tolerance_gradient: converged where the gradient's 2-norm is not above it.
@@ -93,6 +108,7 @@ def minimize(
 
     Raises:
         InputError: x0 or what the objective returns is nothing to be minimised; an option out of its range.
+        UserCodeError: with an engine, what the objective raised; without one it comes through as it is.
 
     Example:
         >>> import torch, squall
@@ -102,7 +118,7 @@ def minimize(
 
     Source: Liu & Nocedal 1989; the vector-free form of Dean et al. 2012, section 4.2.
     """
-    flat = _Flat(x0)
+    flat = Flat(x0)
     if line_search not in SEARCHES:
         raise InputError(f"line_search={line_search!r} is not known", [("one of", " ".join(SEARCHES))])
     _check_numbers({"history": history, "max_iterations": max_iterations, "max_evaluations": max_evaluations}, least=1)
@@ -121,15 +137,22 @@ def minimize(
         max_evaluations=max_evaluations,
     )
 
+    _check_engine(engine, portions)
+    _check_numbers({"portions": portions, "replicas": replicas, "shards": shards}, least=1)
+    if engine is not None and portions is not None:
+        from squall.training.solver_roles import minimised
+
+        return minimised(objective, flat, spec, engine, portions, replicas, shards, callback)
+
     def function(x: torch.Tensor, into: torch.Tensor) -> float:
-        leaves = [part.detach().requires_grad_() for part in flat.parts(x)]
-        with torch.enable_grad():
-            value = objective(flat.like(leaves))
-        _check_value(value)
-        found = torch.autograd.grad(value, leaves, allow_unused=True)
-        for part, gradient in zip(flat.parts(into), found, strict=True):
-            part.zero_() if gradient is None else part.copy_(gradient)
-        return float(value.detach())
+        if portions is None:
+            return flat.evaluated(objective, x, into)
+        part, value = torch.zeros_like(into), 0.0
+        into.zero_()
+        for portion in range(portions):
+            value += flat.evaluated(objective, x, part, portion)
+            into.add_(part)
+        return value
 
     async def told(state: State) -> None:
         if callback is not None:
@@ -149,8 +172,16 @@ def minimize(
     )
 
 
-class _Flat:
-    """Tensors as one vector, and back."""
+class Flat:
+    """Tensors as one vector, and back.
+
+    Arguments:
+        given: by the user, as x0.
+
+    Attributes:
+        places: of the tensors.
+        start: the vector; (size,).
+    """
 
     def __init__(self, given: Any) -> None:
         self._given = given
@@ -167,13 +198,14 @@ class _Flat:
             found = ", ".join(sorted(map(str, types)))
             rule = "all of x0 is float32, or all float64"
             raise InputError(f"x0 is {found}", [("rule", rule), ("to do", "x0.double()")])
-        self._shapes = [tensor.shape for tensor in tensors]
-        self.start = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+        self.places = place((str(index), tensor.detach()) for index, tensor in enumerate(tensors))
+        self.start = torch.zeros(self.places[-1].end, dtype=tensors[0].dtype, device=tensors[0].device)
+        for part, tensor in zip(self.parts(self.start), tensors, strict=True):
+            part.copy_(tensor.detach())
 
     def parts(self, vector: torch.Tensor) -> list[torch.Tensor]:
         """Views of a vector, in the tensors' shapes."""
-        cut = torch.split(vector, [shape.numel() for shape in self._shapes])
-        return [part.view(shape) for part, shape in zip(cut, self._shapes, strict=True)]
+        return [place.view(vector) for place in self.places]
 
     def like(self, parts: list[torch.Tensor]) -> Any:
         """As it was given."""
@@ -182,6 +214,32 @@ class _Flat:
         if isinstance(self._given, Mapping):
             return dict(zip(self._given, parts, strict=True))
         return parts
+
+    def evaluated(
+        self, objective: Callable[..., torch.Tensor], x: torch.Tensor, into: torch.Tensor, *portion: int
+    ) -> float:
+        """The objective's value, or that of a portion, at a vector; the gradient is written to another."""
+        leaves = [part.detach().requires_grad_() for part in self.parts(x)]
+        with torch.enable_grad():
+            value = objective(self.like(leaves), *portion)
+        _check_value(value)
+        found = torch.autograd.grad(value, leaves, allow_unused=True)
+        for part, gradient in zip(self.parts(into), found, strict=True):
+            part.zero_() if gradient is None else part.copy_(gradient)
+        return float(value.detach())
+
+
+def _check_engine(engine: str | None, portions: int | None) -> None:
+    if engine not in (None, "ray", "simulated"):
+        raise InputError(f"engine={engine!r} is not known", [("one of", "ray simulated")])
+    if engine is not None and portions is None:
+        raise InputError(
+            f"engine={engine!r} without portions",
+            [
+                ("rule", "replicas compute summands of the function, one portion after the other"),
+                ("to do", "portions=N and objective(x, portion), whose sum over 0 .. N - 1 is the function"),
+            ],
+        )
 
 
 def _check_numbers(options: Mapping[str, float | None], least: float = 0) -> None:

@@ -17,7 +17,7 @@ Dean et al. 2012, section 4.2 and algorithm 2. It holds numbers only, as many fo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from squall.checkpoint.spec import CheckpointSpec
@@ -60,7 +60,8 @@ class CoordinatorSpec:
         replica: how one is made that joins later.
         patience: seconds of silence after which a shard is given up.
         snapshot: number of the one that it begins with.
-        carried: of the session before (`Coordinator.values`).
+        carried: what the session before had to say (`Saved.tally`).
+        advice: by outcome, in place of L-BFGS's own.
     """
 
     lbfgs: LbfgsSpec
@@ -77,6 +78,7 @@ class CoordinatorSpec:
     patience: float = 600.0
     snapshot: int = 0
     carried: Mapping[str, Any] | None = None
+    advice: Mapping[str, str] = field(default_factory=dict)
 
 
 class _StoppedError(Exception):
@@ -137,15 +139,10 @@ class Coordinator(Role):
         self._over = True
         self._crew.wake()
         outcome, state = "stopped" if ended is None else "finished", self._state
-        values, done = self._tally.values(state, self._advised(ended)), state.iterations if state is not None else 0
+        if ended is not None and (advice := self.spec.advice.get(ended.outcome)):
+            ended = replace(ended, advice=advice)
+        values, done = self._tally.values(state, ended), state.iterations if state is not None else 0
         return Summary(outcome, self._whole, values, self.here.now(), done, self._counters)
-
-    def _advised(self, ended: Ended | None) -> Ended | None:
-        """With advice in the words of a recipe."""
-        if ended is None or not ended.advice:
-            return ended
-        budget = f"epochs={2 * (self.spec.lbfgs.max_evaluations or 1)}, or a wider sandblaster.tolerance_gradient"
-        return replace(ended, advice=budget if ended.outcome == "budget spent" else _NO_DESCENT)
 
     async def _save_last(self) -> None:
         """The final weights; those of the beginning, if nobody got further."""
@@ -354,6 +351,3 @@ class Coordinator(Role):
         self._whole, self._failed, now = number, False, self.here.now()
         self.here.emit(Saved(iterations, stood, now - began, num_bytes, number, now, kept))
         return None
-
-
-_NO_DESCENT = "as far as rounding lets one see this is the optimum: a wider sandblaster.noise looks no farther"

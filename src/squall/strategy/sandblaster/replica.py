@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -24,7 +24,7 @@ from squall.cluster.program import Cost, Role, Task
 from squall.data.order import Order
 from squall.optim.lbfgs import TRIAL
 from squall.server.client import Client
-from squall.server.gradients import Gradients, Sums
+from squall.server.gradients import Sums
 from squall.server.layout import Layout, Slice
 from squall.server.messages import Lease, Push, Receipt, Sender, Settled, Unit, Version
 from squall.strategy.errands import Errands
@@ -50,21 +50,32 @@ class ReplicaSpec:
     coordinator: str = "coordinator"
 
 
+class Computes(Protocol):
+    """What a replica computes with: `squall.server.gradients.Gradients`, or anything that gives sums of portions."""
+
+    device: torch.device
+
+    def compute(
+        self, minibatch: int, weights: torch.Tensor, counters: list[int], into: torch.Tensor, *, mean: bool = True
+    ) -> Sums:
+        """As of `Gradients.compute`; `mean` is False here."""
+
+
 class Replica(Role):
     """Computes portions for as long as there are any.
 
     Arguments:
         spec: of the replica.
-        make: gives the process's `Gradients`; called where it computes.
+        make: gives what the process computes with; called there.
     """
 
-    def __init__(self, spec: ReplicaSpec, make: Callable[[], Gradients]) -> None:
+    def __init__(self, spec: ReplicaSpec, make: Callable[[], Computes]) -> None:
         self.spec, self._make = spec, make
 
     async def begin(self) -> None:
         """Builds the network, or borrows it."""
         here, layout = self.here, self.spec.layout
-        self._gradients: Gradients = await here.compute(self._make)
+        self._gradients: Computes = await here.compute(self._make)
         device = self._gradients.device
         self._weights = torch.zeros(layout.size, dtype=layout.dtype, device=device)
         self._sums = [here.memory(layout.size, layout.dtype) for _ in range(2)]
